@@ -1,0 +1,338 @@
+package batcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// Batcher flushes lanes of keys K and values V, each named by an L. It is safe for concurrent use.
+type Batcher[L comparable, K comparable, V any] struct {
+	cfg    Config
+	flush  FlushFunc[L, K, V]
+	wake   chan struct{} // capacity 1
+	cancel context.CancelFunc
+	ended  sync.WaitGroup
+
+	mu struct {
+		sync.Mutex
+		lanes     map[L]*Lane[L, K, V]
+		pending   int
+		reserved  int
+		blocked   int
+		gate      chan struct{} // not nil while writers must wait
+		restUntil time.Time
+		draining  bool
+		closed    bool
+		stats     Stats
+	}
+	closing  sync.Once
+	closeErr error
+}
+
+// Stats is a snapshot of a batcher's counters.
+type Stats struct {
+	Pending   int // operations that are not durable
+	Blocked   int // writers that wait for room
+	Stopped   int // lanes that stopped and were not removed
+	Flushes   int64
+	Flushed   int64 // operations
+	Retries   int64
+	LastFlush time.Duration
+}
+
+// New starts a batcher. Close ends it.
+func New[L comparable, K comparable, V any](cfg Config, flush FlushFunc[L, K, V]) (*Batcher[L, K, V], error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("batcher: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	b := &Batcher[L, K, V]{cfg: cfg, flush: flush, wake: make(chan struct{}, 1), cancel: cancel}
+	b.mu.lanes = make(map[L]*Lane[L, K, V])
+	for range cfg.Flushers {
+		b.ended.Go(func() { b.run(ctx) })
+	}
+	return b, nil
+}
+
+// Lane returns the lane called name, a new one if there is none.
+func (b *Batcher[L, K, V]) Lane(name L) *Lane[L, K, V] {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.mu.lanes[name]
+	if l == nil {
+		l = &Lane[L, K, V]{b: b, name: name}
+		l.backoff = &backoff.ExponentialBackOff{
+			InitialInterval: b.cfg.InitialBackoff, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: b.cfg.MaxBackoff,
+		}
+		b.mu.lanes[name] = l
+	}
+	return l
+}
+
+// Flush returns when everything that was added before is durable. Lanes that stopped make it return their error.
+func (b *Batcher[L, K, V]) Flush(ctx context.Context) error {
+	b.mu.Lock()
+	lanes := make([]*Lane[L, K, V], 0, len(b.mu.lanes))
+	for _, l := range b.mu.lanes {
+		lanes = append(lanes, l)
+	}
+	b.mu.Unlock()
+	var errs []error
+	for _, l := range lanes {
+		if err := l.Barrier(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%v: %w", l.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Stats returns the counters as they are now.
+func (b *Batcher[L, K, V]) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.mu.stats
+	s.Pending, s.Blocked = b.mu.pending, b.mu.blocked
+	for _, l := range b.mu.lanes {
+		if l.err != nil {
+			s.Stopped++
+		}
+	}
+	return s
+}
+
+// Close refuses new writes, flushes what is pending until ctx ends, and ends the flushers. What is
+// not durable then is told by an [*UnsavedError]. It may be called more than once and answers the same.
+func (b *Batcher[L, K, V]) Close(ctx context.Context) error {
+	b.closing.Do(func() { b.closeErr = b.close(ctx) })
+	return b.closeErr
+}
+
+func (b *Batcher[L, K, V]) close(ctx context.Context) error {
+	b.mu.Lock()
+	b.mu.closed, b.mu.draining = true, true
+	if b.mu.gate != nil {
+		close(b.mu.gate)
+		b.mu.gate = nil
+	}
+	lanes := make([]*Lane[L, K, V], 0, len(b.mu.lanes))
+	for _, l := range b.mu.lanes {
+		lanes = append(lanes, l)
+	}
+	b.mu.Unlock()
+	b.nudge()
+
+	var causes []error
+	for _, l := range lanes {
+		if err := l.Barrier(ctx); err != nil && !slices.ContainsFunc(causes, func(c error) bool { return errors.Is(c, err) }) {
+			causes = append(causes, err)
+		}
+	}
+	b.cancel()
+	b.ended.Wait()
+
+	unsaved := &UnsavedError{Pending: make(map[string]int)}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range b.mu.lanes {
+		if n := l.pendingLocked(); n > 0 {
+			unsaved.Pending[fmt.Sprint(l.name)] = n
+		}
+		l.failLocked(ErrClosed)
+	}
+	if len(unsaved.Pending) == 0 {
+		return nil
+	}
+	unsaved.Cause = errors.Join(causes...)
+	return unsaved
+}
+
+func (b *Batcher[L, K, V]) nudge() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// openGateLocked lets writers go on when half of the room is free.
+func (b *Batcher[L, K, V]) openGateLocked() {
+	if b.mu.gate != nil && b.mu.pending+b.mu.reserved <= b.cfg.PendingLimit/2 {
+		close(b.mu.gate)
+		b.mu.gate = nil
+	}
+}
+
+// run is a flusher.
+func (b *Batcher[L, K, V]) run(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		picked, next := b.pick()
+		if len(picked) > 0 {
+			b.nudge() // another flusher may find more
+			b.flushPicked(ctx, picked)
+			continue
+		}
+		timer.Reset(next)
+		select {
+		case <-ctx.Done():
+		case <-b.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// pick seals and returns the lanes to flush now, or says how long there is nothing to do.
+func (b *Batcher[L, K, V]) pick() (picked []*Lane[L, K, V], next time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	next = time.Hour
+	type due struct {
+		lane *Lane[L, K, V]
+		at   time.Time
+	}
+	var candidates []due
+	for _, l := range b.mu.lanes {
+		at, _, ok := l.dueAtLocked()
+		if !ok {
+			continue
+		}
+		if at.After(now) {
+			next = min(next, at.Sub(now))
+			continue
+		}
+		candidates = append(candidates, due{l, at})
+	}
+	slices.SortFunc(candidates, func(x, y due) int { return x.at.Compare(y.at) })
+	size := 0
+	for _, c := range candidates {
+		n := len(c.lane.queue[0].ops)
+		if len(picked) > 0 && (size+n > b.cfg.BatchSize || c.lane.alone || picked[0].alone) {
+			continue
+		}
+		size += n
+		c.lane.flying = true
+		c.lane.queue[0].sealed = true
+		picked = append(picked, c.lane)
+	}
+	return picked, next
+}
+
+func (b *Batcher[L, K, V]) flushPicked(ctx context.Context, picked []*Lane[L, K, V]) {
+	b.mu.Lock()
+	parts := make([]*part[K, V], len(picked))
+	segments := make([]Segment[L, K, V], len(picked))
+	wanted := false
+	for i, l := range picked {
+		if l.err != nil || len(l.queue) == 0 { // stopped since
+			parts[i] = newPart[K, V]()
+			continue
+		}
+		parts[i] = l.queue[0]
+		wanted = wanted || parts[i].wanted
+	}
+	b.mu.Unlock()
+	for i, l := range picked {
+		segments[i] = Segment[L, K, V]{Lane: l.name, Ops: parts[i].ops}
+	}
+
+	began := time.Now()
+	attempt, cancel := context.WithTimeout(ctx, b.cfg.FlushTimeout)
+	results, err := b.call(attempt, segments)
+	cancel()
+	took := time.Since(began)
+
+	if err == nil {
+		for i, l := range picked {
+			if (results == nil || results[i] == nil) && l.onDurable != nil && len(parts[i].ops) > 0 {
+				l.onDurable(parts[i].ops)
+			}
+		}
+	}
+
+	b.mu.Lock()
+	defer b.nudge()
+	defer b.mu.Unlock()
+	b.mu.stats.Flushes++
+	b.mu.stats.LastFlush = took
+	if !wanted {
+		b.mu.restUntil = time.Now().Add(min(b.cfg.MaxRest, max(b.cfg.Interval, 3*took)))
+	}
+	if err != nil {
+		b.failedLocked(picked, err)
+	} else {
+		for i, l := range picked {
+			l.flying = false
+			if results != nil && results[i] != nil {
+				b.stopLocked(l, results[i])
+				continue
+			}
+			b.durableLocked(l, parts[i])
+		}
+	}
+	b.openGateLocked()
+}
+
+// call turns a panic of the flush function into an error.
+func (b *Batcher[L, K, V]) call(ctx context.Context, segments []Segment[L, K, V]) (results []error, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("batcher: flush panicked: %v", p)
+		}
+	}()
+	results, err = b.flush(ctx, segments)
+	if err == nil && results != nil && len(results) != len(segments) {
+		err = fmt.Errorf("batcher: flush gave %d results for %d segments", len(results), len(segments))
+	}
+	return results, err
+}
+
+func (b *Batcher[L, K, V]) durableLocked(l *Lane[L, K, V], p *part[K, V]) {
+	if len(l.queue) == 0 || l.queue[0] != p {
+		return // the lane was stopped meanwhile
+	}
+	l.queue = l.queue[1:]
+	l.since = time.Now()
+	l.alone, l.attempts, l.notBefore = false, 0, time.Time{}
+	l.backoff.Reset()
+	b.mu.pending -= len(p.ops)
+	b.mu.stats.Flushed += int64(len(p.ops))
+	if l.err == nil {
+		p.finish(nil)
+	}
+}
+
+func (b *Batcher[L, K, V]) failedLocked(picked []*Lane[L, K, V], err error) {
+	permanent := b.cfg.Permanent(err)
+	for _, l := range picked {
+		l.flying = false
+		switch {
+		case l.err != nil:
+		case permanent && len(picked) == 1:
+			b.stopLocked(l, err)
+		case permanent:
+			l.alone = true
+		default:
+			l.attempts++
+			delay := l.backoff.NextBackOff()
+			l.notBefore = time.Now().Add(delay)
+			b.mu.stats.Retries++
+			b.cfg.OnRetry(err, l.attempts, delay)
+		}
+	}
+}
+
+func (b *Batcher[L, K, V]) stopLocked(l *Lane[L, K, V], err error) {
+	if l.err != nil {
+		return
+	}
+	l.failLocked(err)
+	b.cfg.OnStop(l.name, err)
+}

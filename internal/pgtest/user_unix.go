@@ -1,0 +1,31 @@
+//go:build unix
+
+package pgtest
+
+import (
+	"os"
+	"os/user"
+	"strconv"
+	"syscall"
+)
+
+// ordinaryUser gives dir to a user that PostgreSQL accepts and returns how to become it: initdb refuses root.
+func ordinaryUser(dir string) (func() *syscall.SysProcAttr, error) {
+	if os.Geteuid() != 0 {
+		return func() *syscall.SysProcAttr { return &syscall.SysProcAttr{} }, nil
+	}
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		if u, err = user.Lookup("nobody"); err != nil {
+			return nil, err
+		}
+	}
+	uid, _ := strconv.Atoi(u.Uid)
+	gid, _ := strconv.Atoi(u.Gid)
+	if err = os.Chown(dir, uid, gid); err != nil {
+		return nil, err
+	}
+	return func() *syscall.SysProcAttr {
+		return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}} //nolint:gosec // ids fit
+	}, nil
+}

@@ -1,0 +1,254 @@
+package pgstore
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"go.mau.fi/whatsmeow/store"
+
+	"github.com/wataki/whatsmeow-pgstore/cache"
+)
+
+// PutAppStateSyncKey implements [store.AppStateSyncKeyStore]: a key replaces one that is older. Durable
+// when it returns, since the phone sends it once.
+func (s *deviceStore) PutAppStateSyncKey(ctx context.Context, id []byte, key store.AppStateSyncKey) error {
+	if len(key.Data) == 0 {
+		return invalid("app state sync key has no data")
+	}
+	if key.Fingerprint == nil {
+		return invalid("app state sync key has no fingerprint")
+	}
+	k := newKey(typeAppStateKey, binaryID(id))
+	next := &appStateKeyValue{ID: bytes.Clone(id), Data: bytes.Clone(key.Data), Fingerprint: bytes.Clone(key.Fingerprint), Timestamp: key.Timestamp}
+	return s.write(ctx, k.Type, patienceOutage, func(v *view) error {
+		stored, ok := v.Get(k)
+		if old, ok := found[*appStateKeyValue](stored, ok); !ok || next.Timestamp > old.Timestamp {
+			v.Put(k, next)
+		}
+		return nil
+	})
+}
+
+// GetAppStateSyncKey implements [store.AppStateSyncKeyStore].
+func (s *deviceStore) GetAppStateSyncKey(ctx context.Context, id []byte) (*store.AppStateSyncKey, error) {
+	v, ok, err := s.get(ctx, newKey(typeAppStateKey, binaryID(id)))
+	k, ok := found[*appStateKeyValue](v, ok)
+	if err != nil || !ok {
+		return nil, err
+	}
+	return k.export(), nil
+}
+
+func (v *appStateKeyValue) export() *store.AppStateSyncKey {
+	return &store.AppStateSyncKey{Data: bytes.Clone(v.Data), Fingerprint: bytes.Clone(v.Fingerprint), Timestamp: v.Timestamp}
+}
+
+func (s *deviceStore) appStateKeys(ctx context.Context) (all []*appStateKeyValue, err error) {
+	err = s.read(ctx, func(v *view) error {
+		all = nil
+		for _, id := range v.IDs(typeAppStateKey, "") {
+			stored, ok := v.Get(cache.Key{Type: typeAppStateKey, ID: id})
+			if k, ok := found[*appStateKeyValue](stored, ok); ok {
+				all = append(all, k)
+			}
+		}
+		return nil
+	})
+	slices.SortFunc(all, func(a, b *appStateKeyValue) int {
+		return cmp.Or(cmp.Compare(b.Timestamp, a.Timestamp), bytes.Compare(a.ID, b.ID))
+	})
+	return all, err
+}
+
+// GetLatestAppStateSyncKeyID implements [store.AppStateSyncKeyStore].
+func (s *deviceStore) GetLatestAppStateSyncKeyID(ctx context.Context) ([]byte, error) {
+	all, err := s.appStateKeys(ctx)
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	return bytes.Clone(all[0].ID), nil
+}
+
+// GetAllAppStateSyncKeys implements [store.AppStateSyncKeyStore]: newest first.
+func (s *deviceStore) GetAllAppStateSyncKeys(ctx context.Context) ([]*store.AppStateSyncKey, error) {
+	all, err := s.appStateKeys(ctx)
+	var out []*store.AppStateSyncKey
+	for _, k := range all {
+		out = append(out, k.export())
+	}
+	return out, err
+}
+
+// An app-state patch is three calls: PutAppStateVersion, DeleteAppStateMutationMACs, PutAppStateMutationMACs. They become
+// durable together: the first opens a group, an overlay that every reader of the collection
+// sees, and the last ends it. A version that is deleted drops an open group.
+
+// group returns the open group of a collection, or nil.
+func (in *instance) group(name string) *cache.Overlay[value] {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.mu.groups[name]
+}
+
+// inCollection gives fn a view of a collection that includes its open group.
+func (s *deviceStore) inCollection(ctx context.Context, name string, fn func(*view) error) error {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	if err = in.failure(); err != nil {
+		return err
+	}
+	if group := in.group(name); group != nil {
+		return in.keys.Read(ctx, group, fn)
+	}
+	return in.read(ctx, fn)
+}
+
+// PutAppStateVersion implements [store.AppStateStore] and opens the group of its collection.
+func (s *deviceStore) PutAppStateVersion(ctx context.Context, name string, version uint64, hash [128]byte) error {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	if err = in.failure(); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	group := in.mu.groups[name]
+	if group == nil {
+		group = new(cache.Overlay[value])
+		if in.mu.groups == nil {
+			in.mu.groups = make(map[string]*cache.Overlay[value])
+		}
+		in.mu.groups[name] = group
+	}
+	in.mu.Unlock()
+	return in.keys.Update(ctx, group, nil, func(v *view) error {
+		v.Put(newKey(typeAppStateVersion, name), &appStateVersionValue{Version: version, Hash: hash[:]})
+		return nil
+	})
+}
+
+// GetAppStateVersion implements [store.AppStateStore]. A stored version 0 is an error, as it stands for "none".
+func (s *deviceStore) GetAppStateVersion(ctx context.Context, name string) (version uint64, hash [128]byte, err error) {
+	err = s.inCollection(ctx, name, func(v *view) error {
+		version, hash = 0, [128]byte{}
+		stored, ok := v.Get(newKey(typeAppStateVersion, name))
+		state, ok := found[*appStateVersionValue](stored, ok)
+		if !ok {
+			return nil
+		}
+		if state.Version == 0 {
+			return fmt.Errorf("%w: stored app state version of %s is 0", ErrCorrupt, name)
+		}
+		version, hash = state.Version, [128]byte(state.Hash)
+		return nil
+	})
+	return version, hash, err
+}
+
+// DeleteAppStateVersion implements [store.AppStateStore]; the collection's MACs go with it.
+func (s *deviceStore) DeleteAppStateVersion(ctx context.Context, name string) error {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	in.mu.Lock()
+	delete(in.mu.groups, name)
+	in.mu.Unlock()
+	return in.write(ctx, patienceNone, func(v *view) error {
+		k := newKey(typeAppStateVersion, name)
+		if v.Has(k) {
+			v.Delete(k)
+		}
+		v.Get(macKey(name, nil)) // the collection has to be in memory to be listed
+		for _, id := range v.IDs(typeAppStateMAC, escapeID(name)+idSeparator) {
+			v.Delete(cache.Key{Type: typeAppStateMAC, ID: id})
+		}
+		return nil
+	})
+}
+
+func macKey(name string, indexMAC []byte) cache.Key {
+	return newKey(typeAppStateMAC, name, binaryID(indexMAC))
+}
+
+// PutAppStateMutationMACs implements [store.AppStateStore] and ends the group of its collection. Of one index MAC the
+// highest version counts, and in one call the last.
+func (s *deviceStore) PutAppStateMutationMACs(ctx context.Context, name string, version uint64, mutations []store.AppStateMutationMAC) error {
+	for _, m := range mutations {
+		if len(m.IndexMAC) != keyLength || len(m.ValueMAC) != keyLength {
+			return invalid("index and value MAC must have 32 bytes")
+		}
+	}
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	group := in.group(name)
+	err = in.write(ctx, in.durableIf(typeAppStateMAC, patienceNone), func(v *view) error {
+		if group != nil {
+			for _, w := range group.Writes() {
+				v.Write(w)
+			}
+		}
+		for _, m := range mutations {
+			k := macKey(name, m.IndexMAC)
+			stored, ok := v.Get(k)
+			if old, ok := found[*macValue](stored, ok); !ok || version >= old.Version {
+				v.Put(k, &macValue{Version: version, ValueMAC: bytes.Clone(m.ValueMAC)})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	in.mu.Lock()
+	if group != nil && in.mu.groups[name] == group {
+		delete(in.mu.groups, name)
+	}
+	in.mu.Unlock()
+	in.keys.DropScope(typeAppStateMAC, escapeID(name))
+	return nil
+}
+
+// DeleteAppStateMutationMACs implements [store.AppStateStore], as part of the collection's open group if there is one.
+func (s *deviceStore) DeleteAppStateMutationMACs(ctx context.Context, name string, indexMACs [][]byte) error {
+	if len(indexMACs) == 0 {
+		return nil
+	}
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	remove := func(v *view) error {
+		for _, index := range indexMACs {
+			if k := macKey(name, index); v.Has(k) {
+				v.Delete(k)
+			}
+		}
+		return nil
+	}
+	if group := in.group(name); group != nil {
+		return in.keys.Update(ctx, group, nil, remove)
+	}
+	return in.write(ctx, patienceNone, remove)
+}
+
+// GetAppStateMutationMAC implements [store.AppStateStore]. The first question loads the collection.
+func (s *deviceStore) GetAppStateMutationMAC(ctx context.Context, name string, indexMAC []byte) (mac []byte, err error) {
+	err = s.inCollection(ctx, name, func(v *view) error {
+		mac = nil
+		stored, ok := v.Get(macKey(name, indexMAC))
+		if m, ok := found[*macValue](stored, ok); ok {
+			mac = bytes.Clone(m.ValueMAC)
+		}
+		return nil
+	})
+	return mac, err
+}

@@ -1,0 +1,149 @@
+package pgstore
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	waLog "go.mau.fi/whatsmeow/util/log"
+)
+
+// Defaults of [Config].
+const (
+	DefaultSchema        = "whatsmeow"
+	DefaultFlushInterval = 10 * time.Millisecond
+	DefaultMaxRest       = 100 * time.Millisecond
+	DefaultBatchSize     = 5000
+	DefaultMemoryBudget  = 1 << 30
+	DefaultPendingLimit  = 200_000
+	DefaultOutageWait    = 3 * time.Second
+	DefaultFlushTimeout  = 30 * time.Second
+)
+
+// SendMode says what a send waits for before its message may leave.
+type SendMode int
+
+const (
+	// Durable lets a message leave when the ratchet that encrypted it is durable: one group commit per
+	// send. After a crash no message key is used twice. This is the default.
+	Durable SendMode = iota
+	// WriteBehind lets a send wait for nothing. A crash then loses the sends of the last
+	// flush interval from the ratchet, and the next messages are encrypted
+	// with message keys that were used before: the peer takes them for duplicates and drops
+	// them, and who holds both ciphertexts learns the XOR of parts of them.
+	WriteBehind
+)
+
+// Config says how a [Container] works. The zero value of every field except DSN or Pool is
+// usable. It is copied: later changes have no effect.
+type Config struct {
+	// DSN is a PostgreSQL connection string or URL. The container opens a pool of its own on it and
+	// closes it in Close. Exactly one of DSN and Pool must be set.
+	DSN string
+	// Pool is used instead of a pool of the container's own. Whoever made it closes it, after Close of
+	// the container has returned. It needs at least two connections.
+	Pool *pgxpool.Pool
+	// Schema is the PostgreSQL schema that holds all tables: lower-case letters, digits and
+	// underscores. Defaults to [DefaultSchema].
+	Schema string
+	// SkipMigrations makes New fail with [ErrSchemaMissing] instead of migrating, for roles that may not create anything.
+	SkipMigrations bool
+	// Owner names this process in the instances table, for people. Defaults to host name and process id.
+	Owner string
+
+	// FlushInterval is how long a write that nobody waits for may stay in memory before its
+	// flush begins. Defaults to [DefaultFlushInterval].
+	FlushInterval time.Duration
+	// MaxRest bounds the pause between flushes that nobody waits for, which is otherwise
+	// three times what the last one took. Defaults to [DefaultMaxRest].
+	MaxRest time.Duration
+	// FlushTimeout bounds one attempt at a flush. Defaults to [DefaultFlushTimeout].
+	FlushTimeout time.Duration
+	// BatchSize is how many keys one flush writes at the most, over all instances. Defaults to [DefaultBatchSize].
+	BatchSize int
+	// PendingLimit is how many unflushed keys may wait in memory, over all instances; writers then block until half
+	// of them are flushed or their context ends. Defaults to [DefaultPendingLimit].
+	PendingLimit int
+	// MemoryBudget bounds the bytes of cached keys over all instances; unflushed ones may exceed it.
+	// Defaults to [DefaultMemoryBudget]; -1 means no bound.
+	MemoryBudget int64
+
+	// SynchronousTypes names key types (values of the key_type column) whose writes return only when they are durable.
+	SynchronousTypes []string
+	// Sends says what a send waits for. Defaults to [Durable].
+	Sends SendMode
+	// DurableAcks makes ClearBufferedEventPlaintext wait until all that came before it is durable. With
+	// EnableDecryptedEventBuffer on the client, no message whose handler returned is then lost. It costs one
+	// group commit per incoming message, outside of decryption.
+	DurableAcks bool
+	// OutageWait is how long a write that an acknowledgement would let go for good (a sender
+	// key of somebody else, an app-state sync key, the NCT salt, a LID pair) waits for the database before it goes on from
+	// memory. Defaults to [DefaultOutageWait].
+	OutageWait time.Duration
+
+	// Log gets whatsmeow-style messages and is the logger of the devices. Nil means none.
+	Log waLog.Logger
+	// Logger gets the container's own structured messages. Nil means that they go to Log.
+	Logger *slog.Logger
+}
+
+var schemaPattern = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
+
+func (cfg Config) withDefaults() Config {
+	cfg.Schema = cmp.Or(cfg.Schema, DefaultSchema)
+	if cfg.Owner == "" {
+		host, _ := os.Hostname()
+		cfg.Owner = host + "/" + strconv.Itoa(os.Getpid())
+	}
+	cfg.FlushInterval = cmp.Or(cfg.FlushInterval, DefaultFlushInterval)
+	cfg.MaxRest = cmp.Or(cfg.MaxRest, max(DefaultMaxRest, cfg.FlushInterval))
+	cfg.FlushTimeout = cmp.Or(cfg.FlushTimeout, DefaultFlushTimeout)
+	cfg.BatchSize = cmp.Or(cfg.BatchSize, DefaultBatchSize)
+	cfg.PendingLimit = cmp.Or(cfg.PendingLimit, DefaultPendingLimit)
+	cfg.MemoryBudget = cmp.Or(cfg.MemoryBudget, DefaultMemoryBudget)
+	cfg.OutageWait = cmp.Or(cfg.OutageWait, DefaultOutageWait)
+	cfg.SynchronousTypes = slices.Clone(cfg.SynchronousTypes)
+	if cfg.Log == nil {
+		cfg.Log = waLog.Noop
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(waHandler{log: cfg.Log})
+	}
+	return cfg
+}
+
+// validate names every fault in one error.
+func (cfg Config) validate() error {
+	var faults []error
+	fault := func(bad bool, format string, args ...any) {
+		if bad {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	fault((cfg.DSN == "") == (cfg.Pool == nil), "exactly one of DSN and Pool must be set")
+	fault(cfg.Pool != nil && cfg.Pool.Config().MaxConns < 2, "Pool needs at least two connections")
+	fault(!schemaPattern.MatchString(cfg.Schema), "Schema %q must match %s", cfg.Schema, schemaPattern)
+	fault(cfg.FlushInterval < 0, "FlushInterval is %v, must be positive", cfg.FlushInterval)
+	fault(cfg.MaxRest < cfg.FlushInterval, "MaxRest is %v, must not be less than FlushInterval (%v)", cfg.MaxRest, cfg.FlushInterval)
+	fault(cfg.FlushTimeout < 0, "FlushTimeout is %v, must be positive", cfg.FlushTimeout)
+	fault(cfg.BatchSize < 0, "BatchSize is %d, must be positive", cfg.BatchSize)
+	fault(cfg.PendingLimit < 0, "PendingLimit is %d, must be positive", cfg.PendingLimit)
+	fault(cfg.MemoryBudget < -1, "MemoryBudget is %d, must be positive or -1", cfg.MemoryBudget)
+	fault(cfg.OutageWait < 0, "OutageWait is %v, must be positive", cfg.OutageWait)
+	fault(cfg.Sends != Durable && cfg.Sends != WriteBehind, "Sends is %d, must be Durable or WriteBehind", cfg.Sends)
+	for _, name := range cfg.SynchronousTypes {
+		_, known := typesByName[name]
+		fault(!known, "SynchronousTypes: %q is no key type", name)
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("%w: config: %w", ErrInvalidInput, errors.Join(faults...))
+	}
+	return nil
+}

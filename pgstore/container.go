@@ -1,0 +1,254 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.mau.fi/whatsmeow/store"
+	waLog "go.mau.fi/whatsmeow/util/log"
+
+	"github.com/wataki/whatsmeow-pgstore/batcher"
+	"github.com/wataki/whatsmeow-pgstore/cache"
+)
+
+type (
+	writeBatcher = batcher.Batcher[*instance, cache.Key, cache.Write[value]]
+	lane         = batcher.Lane[*instance, cache.Key, cache.Write[value]]
+	segment      = batcher.Segment[*instance, cache.Key, cache.Write[value]]
+	op           = batcher.Op[cache.Key, cache.Write[value]]
+	view         = cache.View[value]
+)
+
+// Container keeps the devices of a database. It is safe for concurrent use.
+type Container struct {
+	// LIDMap is the mapping between phone numbers and LIDs that all devices share.
+	LIDMap *LIDMap
+
+	cfg     Config
+	schema  string // quoted
+	pool    *pgxpool.Pool
+	ownPool bool
+	cache   *cache.Cache[value]
+	writes  *writeBatcher
+
+	mu struct {
+		sync.Mutex
+		instances map[string]*instance // taken by this container
+		closed    bool
+	}
+	closeOnce sync.Once
+	tasks     sync.WaitGroup // background work, ended by stopTasks
+	tasksCtx  context.Context
+	stopTasks context.CancelFunc
+	closeErr  error
+}
+
+var _ store.DeviceContainer = (*Container)(nil)
+
+// New connects to the PostgreSQL database that dsn names, migrates its schema and returns
+// a container with default settings. A nil log means no log. Close it after the clients have disconnected.
+//
+// The error names host and database, never the password.
+func New(ctx context.Context, dsn string, log waLog.Logger) (*Container, error) {
+	return NewWithConfig(ctx, Config{DSN: dsn, Log: log})
+}
+
+// NewWithConfig is New with every setting in the caller's hand. An invalid configuration is an
+// error that matches [ErrInvalidInput] and names every fault.
+func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	c := &Container{cfg: cfg, schema: `"` + cfg.Schema + `"`, pool: cfg.Pool}
+	c.mu.instances = make(map[string]*instance)
+	c.tasksCtx, c.stopTasks = context.WithCancel(context.Background())
+	if c.pool == nil {
+		pool, err := openPool(ctx, cfg.DSN)
+		if err != nil {
+			return nil, err
+		}
+		c.pool, c.ownPool = pool, true
+	}
+	if err := c.start(ctx); err != nil {
+		if c.ownPool {
+			c.pool.Close()
+		}
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Container) start(ctx context.Context) error {
+	if err := c.Upgrade(ctx); err != nil {
+		return err
+	}
+	c.cache = cache.New(cache.Config[value]{
+		Residency: func(t cache.Type) cache.Residency { return keyTypes[t].residency },
+		Size:      value.size,
+		Scope:     macScope,
+		Keep:      keepUnprocessed,
+		Budget:    c.cfg.MemoryBudget,
+	})
+	c.LIDMap = newLIDMap(c)
+	var err error
+	c.writes, err = batcher.New(batcher.Config{
+		Interval:     c.cfg.FlushInterval,
+		MaxRest:      c.cfg.MaxRest,
+		FlushTimeout: c.cfg.FlushTimeout,
+		SegmentSize:  min(DefaultBatchSize/5, c.cfg.BatchSize),
+		BatchSize:    c.cfg.BatchSize,
+		PendingLimit: c.cfg.PendingLimit,
+		Permanent:    permanent,
+		OnRetry: func(err error, attempt int, delay time.Duration) {
+			c.cfg.Logger.Warn("pgstore: flush failed, will be tried again", "attempt", attempt, "delay", delay, "error", err)
+		},
+		OnStop: func(stopped any, err error) {
+			c.cfg.Logger.Error("pgstore: instance stopped", "instance", stopped, "error", err)
+		},
+	}, c.flush)
+	return err
+}
+
+// openPool opens a pool with a sensible connect timeout and TCP keep-alive where the DSN names none.
+func openPool(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
+	cfg, err := pgxpool.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("%w: DSN: %w", ErrInvalidInput, err)
+	}
+	if cfg.ConnConfig.ConnectTimeout == 0 {
+		cfg.ConnConfig.ConnectTimeout = 10 * time.Second
+		dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+		}}
+		cfg.ConnConfig.DialFunc = dialer.DialContext
+	}
+	cfg.MaxConns = max(cfg.MaxConns, 2)
+	where := fmt.Sprintf("%s/%s", cfg.ConnConfig.Host, cfg.ConnConfig.Database)
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("pgstore: database %s: %w", where, err)
+	}
+	if err = pool.Ping(ctx); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("pgstore: database %s: %w", where, err)
+	}
+	return pool, nil
+}
+
+// Flush returns when all that was written before the call is durable, or with the context's error.
+func (c *Container) Flush(ctx context.Context) error { return c.writes.Flush(ctx) }
+
+// closeTimeout is how long Close waits for the database.
+const closeTimeout = 30 * time.Second
+
+// Close is Shutdown with a limit of 30 seconds.
+func (c *Container) Close() error {
+	if c == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	return c.Shutdown(ctx)
+}
+
+// Shutdown makes every pending write durable, marks the instances as cleanly left and closes the pool
+// if the container opened it. Call it after the clients have disconnected. It may be called more than once. When
+// the context ends first, the error is a [*batcher.UnsavedError] that says how many writes of which instance are lost.
+// From then on every store fails with [ErrClosed].
+func (c *Container) Shutdown(ctx context.Context) error {
+	c.closeOnce.Do(func() {
+		c.mu.Lock()
+		c.mu.closed = true
+		instances := make([]*instance, 0, len(c.mu.instances))
+		for _, in := range c.mu.instances {
+			instances = append(instances, in)
+		}
+		c.mu.Unlock()
+		c.stopTasks()
+		c.tasks.Wait()
+		for _, in := range instances {
+			in.dropOpenGroups()
+		}
+		err := c.writes.Close(ctx)
+		if err == nil {
+			err = c.markClean(ctx, instances)
+		}
+		err = errors.Join(err, c.LIDMap.close(ctx))
+		for _, in := range instances {
+			in.stop(ErrClosed)
+		}
+		if c.ownPool {
+			c.pool.Close()
+		}
+		c.closeErr = err
+	})
+	return c.closeErr
+}
+
+// background runs fn in a goroutine whose context Shutdown ends, and which Shutdown waits for.
+func (c *Container) background(fn func(context.Context)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.mu.closed {
+		c.tasks.Go(func() { fn(c.tasksCtx) })
+	}
+}
+
+// Stats is a snapshot of a container's counters.
+type Stats struct {
+	Cache   cache.Stats
+	Batcher batcher.Stats
+}
+
+// Stats returns the counters as they are now.
+func (c *Container) Stats() Stats {
+	return Stats{Cache: c.cache.Stats(), Batcher: c.writes.Stats()}
+}
+
+func (c *Container) closed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mu.closed
+}
+
+// instance returns the instance called id, taken and loaded. It is pgx.ErrNoRows if there is none.
+func (c *Container) instance(ctx context.Context, id string) (*instance, error) {
+	for {
+		c.mu.Lock()
+		in, closed := c.mu.instances[id], c.mu.closed
+		c.mu.Unlock()
+		if closed {
+			return nil, ErrClosed
+		}
+		if in != nil && in.failure() == nil {
+			return in, nil
+		}
+		if in != nil {
+			c.forget(in)
+		}
+		opened, err := c.open(ctx, id)
+		if err != nil || opened.failure() == nil {
+			return opened, err
+		}
+		if errors.Is(opened.failure(), ErrDeviceDeleted) {
+			return nil, ErrDeviceDeleted
+		}
+	}
+}
+
+func (c *Container) forget(in *instance) {
+	c.mu.Lock()
+	if c.mu.instances[in.id] == in {
+		delete(c.mu.instances, in.id)
+	}
+	c.mu.Unlock()
+	if in.keys != nil {
+		c.cache.Forget(in.keys)
+	}
+}

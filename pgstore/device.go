@@ -1,0 +1,455 @@
+package pgstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	mathRand "math/rand/v2"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"go.mau.fi/util/random"
+	"go.mau.fi/whatsmeow/proto/waAdv"
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
+	"go.mau.fi/whatsmeow/util/keys"
+)
+
+// deviceKey is the key of a device's credentials, counterKey that of its pre-key counter.
+var (
+	deviceKey  = newKey(typeCreds, "device")
+	counterKey = newKey(typeCreds, "pre_keys")
+)
+
+// deviceJSON is the device's part of the creds type: key pairs as their private keys in base64.
+type deviceJSON struct {
+	JID                   text       `json:"jid"`
+	LID                   text       `json:"lid"`
+	RegistrationID        uint32     `json:"registration_id"`
+	NoiseKey              []byte     `json:"noise_key"`
+	IdentityKey           []byte     `json:"identity_key"`
+	SignedPreKey          []byte     `json:"signed_pre_key"`
+	SignedPreKeyID        uint32     `json:"signed_pre_key_id"`
+	SignedPreKeySignature []byte     `json:"signed_pre_key_sig"`
+	AdvKey                []byte     `json:"adv_key"`
+	AdvDetails            []byte     `json:"adv_details"`
+	AdvAccountSig         []byte     `json:"adv_account_sig"`
+	AdvAccountSigKey      []byte     `json:"adv_account_sig_key"`
+	AdvDeviceSig          []byte     `json:"adv_device_sig"`
+	Platform              text       `json:"platform"`
+	BusinessName          text       `json:"business_name"`
+	PushName              text       `json:"push_name"`
+	FacebookUUID          *uuid.UUID `json:"facebook_uuid,omitempty"`
+	LIDMigrationTimestamp int64      `json:"lid_migration_ts"`
+	CompanionMetaNonce    text       `json:"companion_meta_nonce"`
+}
+
+const (
+	keyLength       = 32
+	signatureLength = 64
+	preKeyIDLimit   = 1 << 24
+)
+
+// checkDevice refuses what the schema of a device does not allow, naming the field.
+func checkDevice(d *store.Device) error {
+	if d == nil {
+		return fmt.Errorf("%w: device is nil", ErrInvalidInput)
+	}
+	if d.ID == nil {
+		return ErrDeviceIDMustBeSet
+	}
+	fault := func(what string) error { return fmt.Errorf("%w: device: %s", ErrInvalidInput, what) }
+	switch {
+	case d.NoiseKey == nil || d.NoiseKey.Priv == nil:
+		return fault("NoiseKey is missing")
+	case d.IdentityKey == nil || d.IdentityKey.Priv == nil:
+		return fault("IdentityKey is missing")
+	case d.SignedPreKey == nil || d.SignedPreKey.Priv == nil || d.SignedPreKey.Signature == nil:
+		return fault("SignedPreKey is missing or not signed")
+	case d.SignedPreKey.KeyID >= preKeyIDLimit:
+		return fault("SignedPreKey.KeyID is not below 2^24")
+	case d.Account == nil:
+		return fault("Account is missing")
+	case len(d.Account.AccountSignature) != signatureLength:
+		return fault("Account.AccountSignature must have 64 bytes")
+	case len(d.Account.AccountSignatureKey) != keyLength:
+		return fault("Account.AccountSignatureKey must have 32 bytes")
+	case len(d.Account.DeviceSignature) != signatureLength:
+		return fault("Account.DeviceSignature must have 64 bytes")
+	case d.AdvSecretKey == nil:
+		return fault("AdvSecretKey is missing")
+	case d.Account.Details == nil:
+		return fault("Account.Details is missing")
+	}
+	return nil
+}
+
+func deviceToJSON(d *store.Device) *deviceJSON {
+	j := &deviceJSON{
+		JID: text(d.ID.String()), LID: text(d.LID.String()), RegistrationID: d.RegistrationID,
+		NoiseKey: bytes.Clone(d.NoiseKey.Priv[:]), IdentityKey: bytes.Clone(d.IdentityKey.Priv[:]),
+		SignedPreKey: bytes.Clone(d.SignedPreKey.Priv[:]), SignedPreKeyID: d.SignedPreKey.KeyID,
+		SignedPreKeySignature: bytes.Clone(d.SignedPreKey.Signature[:]),
+		AdvKey:                bytes.Clone(d.AdvSecretKey), AdvDetails: bytes.Clone(d.Account.Details),
+		AdvAccountSig: bytes.Clone(d.Account.AccountSignature), AdvAccountSigKey: bytes.Clone(d.Account.AccountSignatureKey),
+		AdvDeviceSig: bytes.Clone(d.Account.DeviceSignature),
+		Platform:     text(d.Platform), BusinessName: text(d.BusinessName), PushName: text(d.PushName),
+		LIDMigrationTimestamp: d.LIDMigrationTimestamp, CompanionMetaNonce: text(d.CompanionMetaNonce),
+	}
+	if d.FacebookUUID != uuid.Nil {
+		id := d.FacebookUUID
+		j.FacebookUUID = &id
+	}
+	return j
+}
+
+// update takes over what a Save may change; the keys of a saved device never do.
+func (j *deviceJSON) update(from *deviceJSON) *deviceJSON {
+	next := *j
+	next.LID, next.Platform, next.BusinessName, next.PushName = from.LID, from.Platform, from.BusinessName, from.PushName
+	next.LIDMigrationTimestamp, next.CompanionMetaNonce = from.LIDMigrationTimestamp, from.CompanionMetaNonce
+	return &next
+}
+
+func (j *deviceJSON) sameMutable(o *deviceJSON) bool {
+	return j.LID == o.LID && j.Platform == o.Platform && j.BusinessName == o.BusinessName && j.PushName == o.PushName &&
+		j.LIDMigrationTimestamp == o.LIDMigrationTimestamp && j.CompanionMetaNonce == o.CompanionMetaNonce
+}
+
+func (j *deviceJSON) sameKeys(o *deviceJSON) bool {
+	return j.JID == o.JID && bytes.Equal(j.NoiseKey, o.NoiseKey) && bytes.Equal(j.IdentityKey, o.IdentityKey)
+}
+
+// device makes a *store.Device of stored credentials; nothing of it is shared.
+func (c *Container) device(id string, j *deviceJSON) (*store.Device, error) {
+	if len(j.NoiseKey) != keyLength || len(j.IdentityKey) != keyLength || len(j.SignedPreKey) != keyLength || len(j.SignedPreKeySignature) != signatureLength {
+		return nil, fmt.Errorf("%w: creds: a key has the wrong length", ErrCorrupt)
+	}
+	jid, err := types.ParseJID(string(j.JID))
+	if err != nil {
+		return nil, fmt.Errorf("%w: creds: jid", ErrCorrupt)
+	}
+	var lid types.JID
+	if j.LID != "" {
+		if lid, err = types.ParseJID(string(j.LID)); err != nil {
+			return nil, fmt.Errorf("%w: creds: lid", ErrCorrupt)
+		}
+	}
+	d := &store.Device{
+		Log:            c.cfg.Log,
+		NoiseKey:       keys.NewKeyPairFromPrivateKey([32]byte(j.NoiseKey)),
+		IdentityKey:    keys.NewKeyPairFromPrivateKey([32]byte(j.IdentityKey)),
+		RegistrationID: j.RegistrationID,
+		AdvSecretKey:   bytes.Clone(j.AdvKey),
+		ID:             &jid, LID: lid,
+		Account: &waAdv.ADVSignedDeviceIdentity{
+			Details: bytes.Clone(j.AdvDetails), AccountSignature: bytes.Clone(j.AdvAccountSig),
+			AccountSignatureKey: bytes.Clone(j.AdvAccountSigKey), DeviceSignature: bytes.Clone(j.AdvDeviceSig),
+		},
+		Platform: string(j.Platform), BusinessName: string(j.BusinessName), PushName: string(j.PushName),
+		LIDMigrationTimestamp: j.LIDMigrationTimestamp, CompanionMetaNonce: string(j.CompanionMetaNonce),
+	}
+	signature := [64]byte(j.SignedPreKeySignature)
+	d.SignedPreKey = &keys.PreKey{KeyPair: *keys.NewKeyPairFromPrivateKey([32]byte(j.SignedPreKey)), KeyID: j.SignedPreKeyID, Signature: &signature}
+	if j.FacebookUUID != nil {
+		d.FacebookUUID = *j.FacebookUUID
+	}
+	c.wire(d, id)
+	return d, nil
+}
+
+// binding is the Container of a device that belongs to a named instance.
+type binding struct {
+	*Container
+	id string
+}
+
+// PutDevice implements [store.DeviceContainer].
+func (b *binding) PutDevice(ctx context.Context, d *store.Device) error {
+	return b.Container.putDevice(ctx, d, b.id)
+}
+
+// DeleteDevice implements [store.DeviceContainer].
+func (b *binding) DeleteDevice(ctx context.Context, d *store.Device) error {
+	return b.Container.deleteDevice(ctx, d, b.id)
+}
+
+// wire gives a saved device its stores. It may run any number of times.
+func (c *Container) wire(d *store.Device, id string) {
+	if d.Initialized {
+		return
+	}
+	d.SetAllStores(c.newDeviceStore(id, *d.ID))
+	d.LIDs = c.LIDMap
+	d.Container = &binding{Container: c, id: id}
+	d.Initialized = true
+}
+
+// idOf is the instance that a device is bound to; without a name of the user's own it is the JID.
+func idOf(d *store.Device) string {
+	if b, ok := d.Container.(*binding); ok {
+		return b.id
+	}
+	return d.ID.String()
+}
+
+// NewDevice makes a device with new keys that is not stored anywhere. Pairing saves it.
+func (c *Container) NewDevice() *store.Device {
+	d := &store.Device{
+		Log: c.cfg.Log, Container: c,
+		NoiseKey: keys.NewKeyPair(), IdentityKey: keys.NewKeyPair(),
+		RegistrationID: mathRand.Uint32(), // Signal's registration ids are not secret
+		AdvSecretKey:   random.Bytes(keyLength),
+	}
+	d.SignedPreKey = d.IdentityKey.CreateSignedPreKey(1)
+	return d
+}
+
+// Instance returns the device of the instance with the user's own name id and takes the instance. If there
+// is none yet, it returns a fresh device that is bound to id when it pairs. It waits for a database that is away
+// until the context ends.
+func (c *Container) Instance(ctx context.Context, id string) (*store.Device, error) {
+	if id == "" || keyID(id) != id {
+		return nil, fmt.Errorf("%w: instance id must be valid text of 1 to %d bytes without NUL, backslash or '|'", ErrInvalidInput, maxIDBytes)
+	}
+	d, err := c.takeDevice(ctx, id)
+	if d == nil && err == nil {
+		d = c.NewDevice()
+		d.Container = &binding{Container: c, id: id}
+	}
+	return d, err
+}
+
+// takeDevice opens an instance and returns its device, nil if there is none.
+func (c *Container) takeDevice(ctx context.Context, id string) (*store.Device, error) {
+	in, err := c.instance(ctx, id)
+	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrDeviceDeleted) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	v, found, err := in.get(ctx, deviceKey)
+	if err != nil {
+		return nil, err
+	} else if !found {
+		return nil, fmt.Errorf("%w: creds are missing", ErrCorrupt)
+	}
+	return c.device(id, v.(*credsValue).Device)
+}
+
+// GetDevice returns the device with the given JID (usually an AD-JID) and takes its instance, or nil if there is none.
+func (c *Container) GetDevice(ctx context.Context, jid types.JID) (*store.Device, error) {
+	var id string
+	err := c.read(ctx, `SELECT id FROM {schema}.instances WHERE jid = $1`, []any{keyID(jid.String())}, func() { id = "" }, func(rows pgx.Rows) error {
+		return rows.Scan(&id)
+	})
+	if err != nil || id == "" {
+		return nil, err
+	}
+	return c.takeDevice(ctx, id)
+}
+
+// GetFirstDevice returns the device that was stored first and takes its instance, or a fresh device if there is none.
+func (c *Container) GetFirstDevice(ctx context.Context) (*store.Device, error) {
+	infos, err := c.Instances(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, info := range infos {
+		if d, err := c.takeDevice(ctx, info.ID); d != nil || err != nil {
+			return d, err
+		}
+	}
+	return c.NewDevice(), nil
+}
+
+// GetAllDevices returns all devices and takes none of them: an instance is taken at the first
+// use of its device's stores.
+func (c *Container) GetAllDevices(ctx context.Context) ([]*store.Device, error) {
+	var devices []*store.Device
+	err := c.read(ctx, `SELECT i.id, k.data::text FROM {schema}.instances i
+		JOIN {schema}.auth_keys k ON k.instance_id = i.id AND k.key_type = 'creds' AND k.key_id = 'device'
+		ORDER BY i.created_at, i.id`, nil, func() { devices = nil }, func(rows pgx.Rows) error {
+		var id string
+		var data []byte
+		if err := rows.Scan(&id, &data); err != nil {
+			return err
+		}
+		v, err := decode(typeCreds, data)
+		if err != nil {
+			return err
+		}
+		d, err := c.device(id, v.(*credsValue).Device)
+		devices = append(devices, d)
+		return err
+	})
+	return devices, err
+}
+
+// InstanceInfo is what [Container.Instances] tells of an instance.
+type InstanceInfo struct {
+	ID    string // the user's own name, or the JID
+	JID   string
+	LID   string
+	Owner string // who took it last
+	Epoch int64  // which ownership this is
+	Seq   int64  // grows with every flush
+}
+
+// Instances lists the instances, oldest first, and takes none of them.
+func (c *Container) Instances(ctx context.Context) ([]InstanceInfo, error) {
+	var infos []InstanceInfo
+	err := c.read(ctx, `SELECT id, jid, lid, owner, epoch, seq FROM {schema}.instances ORDER BY created_at, id`, nil, func() { infos = nil }, func(rows pgx.Rows) error {
+		var info InstanceInfo
+		err := rows.Scan(&info.ID, &info.JID, &info.LID, &info.Owner, &info.Epoch, &info.Seq)
+		infos = append(infos, info)
+		return err
+	})
+	return infos, err
+}
+
+// read runs a query, and waits for a database that is away until the context ends. The
+// begin is called before each attempt: forget the rows of the last one.
+func (c *Container) read(ctx context.Context, statement string, args []any, begin func(), each func(pgx.Rows) error) error {
+	if c.closed() {
+		return ErrClosed
+	}
+	return c.retry(ctx, func() error {
+		begin()
+		rows, err := c.pool.Query(ctx, c.sql(statement), append([]any{pgx.QueryExecModeExec}, args...)...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			if err := each(rows); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
+}
+
+// PutDevice stores a device; Device.Save calls it. It returns when the device is durable. Of a stored device only what
+// a Save may change is written; a device with other keys is [ErrDeviceConflict].
+func (c *Container) PutDevice(ctx context.Context, d *store.Device) error {
+	if err := checkDevice(d); err != nil {
+		return err
+	}
+	return c.putDevice(ctx, d, idOf(d))
+}
+
+func (c *Container) putDevice(ctx context.Context, d *store.Device, id string) error {
+	if err := checkDevice(d); err != nil {
+		return err
+	}
+	// Whatever happens below, the client goes on to use the stores.
+	defer c.wire(d, id)
+	in, err := c.instance(ctx, id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		if err = c.insertDevice(ctx, d, id); err != nil {
+			return err
+		}
+		_, err = c.instance(ctx, id)
+		return err
+	} else if err != nil {
+		return err
+	}
+	next := deviceToJSON(d)
+	var lidChanged bool
+	err = in.write(ctx, patienceDurable, func(v *view) error {
+		stored, found := v.Get(deviceKey)
+		if !found {
+			return nil
+		}
+		old := stored.(*credsValue).Device
+		if !old.sameKeys(next) {
+			return fmt.Errorf("%w: instance holds a device with another JID or other keys", ErrDeviceConflict)
+		}
+		lidChanged = old.LID != next.LID
+		if !old.sameMutable(next) {
+			v.Put(deviceKey, &credsValue{Device: old.update(next)})
+		}
+		return nil
+	})
+	if err != nil || !lidChanged {
+		return err
+	}
+	return c.retry(ctx, func() error {
+		return pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, c.sql(`UPDATE {schema}.instances SET lid = $2 WHERE id = $1`), pgx.QueryExecModeExec, id, keyID(d.LID.String())); err != nil {
+				return err
+			}
+			return c.LIDMap.putOwn(ctx, tx, d)
+		})
+	})
+}
+
+// insertDevice stores a new device, with its own LID pair, in one transaction.
+func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string) error {
+	data, err := encode(&credsValue{Device: deviceToJSON(d)})
+	if err != nil {
+		return err
+	}
+	err = c.retry(ctx, func() error {
+		return pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, c.sql(`WITH i AS (
+					INSERT INTO {schema}.instances (id, jid, lid, epoch, owner, timeline)
+					SELECT $1, $2, $3, nextval('{schema}.epochs'), $4, substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+					RETURNING id)
+				INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq) SELECT id, 'creds', 'device', $5::jsonb, 0 FROM i`),
+				pgx.QueryExecModeExec, id, keyID(d.ID.String()), keyID(d.LID.String()), c.cfg.Owner, data)
+			if err != nil {
+				return err
+			}
+			return c.LIDMap.putOwn(ctx, tx, d)
+		})
+	})
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) && pgErr.Code == "23505" {
+		return fmt.Errorf("%w: instance %s or device %s is stored already", ErrDeviceConflict, id, d.ID)
+	}
+	if err != nil {
+		return fmt.Errorf("pgstore: storing device: %w", err)
+	}
+	c.LIDMap.learnOwn(d)
+	return nil
+}
+
+// DeleteDevice removes a device with all its keys; Device.Delete calls it. It returns when that is durable. Stores that
+// were taken from the device fail with [ErrDeviceDeleted] from then on, and nothing that they write comes back.
+func (c *Container) DeleteDevice(ctx context.Context, d *store.Device) error {
+	if d == nil {
+		return fmt.Errorf("%w: device is nil", ErrInvalidInput)
+	}
+	if d.ID == nil {
+		return ErrDeviceIDMustBeSet
+	}
+	return c.deleteDevice(ctx, d, idOf(d))
+}
+
+func (c *Container) deleteDevice(ctx context.Context, d *store.Device, id string) error {
+	if d.ID == nil {
+		return ErrDeviceIDMustBeSet
+	}
+	if c.closed() {
+		return ErrClosed
+	}
+	err := c.retry(ctx, func() error {
+		_, err := c.pool.Exec(ctx, c.sql(`DELETE FROM {schema}.instances WHERE id = $1 AND jid = $2`), pgx.QueryExecModeExec, id, keyID(d.ID.String()))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("pgstore: deleting device: %w", err)
+	}
+	c.mu.Lock()
+	in := c.mu.instances[id]
+	c.mu.Unlock()
+	if in != nil {
+		in.stop(ErrDeviceDeleted)
+		c.forget(in)
+	}
+	return nil
+}

@@ -1,0 +1,53 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+
+	"go.mau.fi/whatsmeow/store"
+)
+
+// refusal is a sentinel that also matches [context.Canceled]. The client acknowledges
+// a message whose decryption failed, unless the error matches context.Canceled: then the
+// server delivers it again. So everything that the store refuses although the message is good must match it.
+type refusal struct{ text string }
+
+func (e *refusal) Error() string        { return e.text }
+func (e *refusal) Is(target error) bool { return target == context.Canceled }
+
+// Errors to be tested with [errors.Is].
+var (
+	// ErrClosed is returned by every call after Close or Shutdown. It matches context.Canceled.
+	ErrClosed error = &refusal{"pgstore: closed"}
+	// ErrOwnershipLost is returned by the stores of an instance that another process, or a
+	// later call in this one, has taken. It matches context.Canceled.
+	ErrOwnershipLost error = &refusal{"pgstore: instance was taken by another owner"}
+	// ErrDatabaseRewound is returned by the stores of an instance whose rows in the database are older
+	// than what this process saved, as after a failover that lost writes. It matches context.Canceled.
+	ErrDatabaseRewound error = &refusal{"pgstore: database lost writes that were durable"}
+	// ErrRefused is returned by the stores of an instance that stopped because the database refuses
+	// its writes for good (rights, a missing table, a CHECK). It matches context.Canceled.
+	ErrRefused error = &refusal{"pgstore: database refuses the writes of this instance"}
+	// ErrUnavailable says that the database could not be asked before the context ended. It matches context.Canceled.
+	ErrUnavailable error = &refusal{"pgstore: database unavailable"}
+
+	// ErrDeviceDeleted is whatsmeow's own error for the stores of a deleted device.
+	ErrDeviceDeleted = store.ErrDeviceDeleted
+	// ErrDeviceIDMustBeSet is returned by PutDevice and DeleteDevice for a device without a JID.
+	ErrDeviceIDMustBeSet = errors.New("device JID must be known before accessing database")
+	// ErrDeviceConflict is returned by PutDevice when the instance already belongs to a device with other keys,
+	// and when the device's JID already belongs to another instance.
+	ErrDeviceConflict = errors.New("pgstore: device conflicts with one that is stored")
+	// ErrInvalidInput is returned by the call that was given what cannot be stored; the text names the field.
+	ErrInvalidInput = errors.New("pgstore: invalid input")
+	// ErrCorrupt is returned when a stored row cannot be read.
+	ErrCorrupt = errors.New("pgstore: stored row cannot be read")
+	// ErrSchemaTooNew is returned by New when the schema in the database may not be used by this version.
+	ErrSchemaTooNew = errors.New("pgstore: database schema is too new for this version of the library")
+	// ErrSchemaMissing is returned by New when the schema is not up to date and migrating is switched off.
+	ErrSchemaMissing = errors.New("pgstore: database schema is not up to date")
+	// ErrUnsupported is returned by store methods that this version of the library does not know.
+	ErrUnsupported = errors.New("pgstore: not supported by this version of pgstore")
+	// ErrPreKeysExhausted is returned when all 2^24-2 pre-key ids are in use.
+	ErrPreKeysExhausted = errors.New("pgstore: no free pre-key id")
+)

@@ -1,0 +1,193 @@
+package pgstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/cache"
+)
+
+const (
+	bufferedHashAge  = 14 * 24 * time.Hour // how long the server keeps a message for redelivery
+	outgoingEventAge = 7 * 24 * time.Hour
+	pruneInterval    = time.Hour // the client asks for pruning with every send
+)
+
+// errBuffered is returned for a hash that is buffered already, as sqlstore's insert fails.
+var errBuffered = errors.New("pgstore: event is buffered already")
+
+func bufferedKey(hash [32]byte) cache.Key { return newKey(typeBufferedEvent, binaryID(hash[:])) }
+
+// keepUnprocessed keeps a buffered event in memory until its plaintext is cleared, which comes soon.
+func keepUnprocessed(_ cache.Key, v value) bool {
+	event, ok := v.(*bufferedEventValue)
+	return ok && event.Plaintext != nil
+}
+
+// GetBufferedEvent implements [store.EventBuffer]. It is asked for every inbound message and nearly always absent, which memory answers.
+func (s *deviceStore) GetBufferedEvent(ctx context.Context, ciphertextHash [32]byte) (*store.BufferedEvent, error) {
+	v, ok, err := s.get(ctx, bufferedKey(ciphertextHash))
+	event, ok := found[*bufferedEventValue](v, ok)
+	if err != nil || !ok {
+		return nil, err
+	}
+	out := &store.BufferedEvent{ServerTime: time.Unix(event.ServerS, 0), InsertTime: time.UnixMilli(event.InsertMS)}
+	if event.Plaintext != nil {
+		out.Plaintext = append([]byte{}, event.Plaintext...)
+	}
+	return out, nil
+}
+
+// PutBufferedEvent implements [store.EventBuffer]. A plaintext that is empty is not one that was cleared.
+func (s *deviceStore) PutBufferedEvent(ctx context.Context, ciphertextHash [32]byte, plaintext []byte, serverTimestamp time.Time) error {
+	k := bufferedKey(ciphertextHash)
+	event := &bufferedEventValue{ServerS: serverTimestamp.Unix(), InsertMS: time.Now().UnixMilli()}
+	if plaintext != nil {
+		event.Plaintext = append([]byte{}, plaintext...)
+	}
+	return s.write(ctx, k.Type, patienceNone, func(v *view) error {
+		if v.Has(k) {
+			return errBuffered
+		}
+		v.Put(k, event)
+		return nil
+	})
+}
+
+// DoDecryptionTxn implements [store.EventBuffer]: what fn writes through its context becomes visible and durable all together, or, if
+// fn fails or panics, not at all. A nested call joins the outer one.
+func (s *deviceStore) DoDecryptionTxn(ctx context.Context, fn func(context.Context) error) error {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	return in.transact(ctx, fn)
+}
+
+// ClearBufferedEventPlaintext implements [store.EventBuffer]. It comes after the handler and before the acknowledgement: with
+// [Config].DurableAcks it waits until everything before it is durable.
+func (s *deviceStore) ClearBufferedEventPlaintext(ctx context.Context, ciphertextHash [32]byte) error {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	k := bufferedKey(ciphertextHash)
+	err = in.write(ctx, in.durableIf(k.Type, patienceNone), func(v *view) error {
+		if !v.Has(k) {
+			return nil
+		}
+		stored, ok := v.Get(k)
+		if event, ok := found[*bufferedEventValue](stored, ok); ok && event.Plaintext != nil {
+			v.Put(k, &bufferedEventValue{ServerS: event.ServerS, InsertMS: event.InsertMS})
+		}
+		return nil
+	})
+	if err != nil || !s.c.cfg.DurableAcks || in.transactionOf(ctx) != nil {
+		return err
+	}
+	return in.translate(in.lane.Barrier(ctx))
+}
+
+// DeleteOldBufferedHashes implements [store.EventBuffer], for all instances that this container has taken.
+func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
+	if _, err := s.instance(ctx); err != nil {
+		return err
+	}
+	s.c.mu.Lock()
+	instances := make([]*instance, 0, len(s.c.mu.instances))
+	for _, in := range s.c.mu.instances {
+		instances = append(instances, in)
+	}
+	s.c.mu.Unlock()
+	cutoff := time.Now().Add(-bufferedHashAge)
+	for _, in := range instances {
+		if err := in.prune(ctx, typeBufferedEvent, cutoff); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prune deletes events that were inserted before cutoff: through the instance's own lane, as every write.
+func (in *instance) prune(ctx context.Context, t cache.Type, cutoff time.Time) error {
+	var old []string
+	err := in.c.retry(ctx, func() error {
+		rows, err := in.c.pool.Query(ctx, in.c.sql(`SELECT key_id FROM {schema}.auth_keys
+			WHERE instance_id = $1 AND key_type = $2 AND (data->>'insert_ms')::bigint < $3`), pgx.QueryExecModeExec, in.id, typeName(t), cutoff.UnixMilli())
+		if err != nil {
+			return err
+		}
+		old, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return in.write(ctx, patienceNone, func(v *view) error {
+		for _, id := range old {
+			v.Delete(cache.Key{Type: t, ID: id})
+		}
+		return nil
+	})
+}
+
+func outgoingKey(chat types.JID, id types.MessageID) cache.Key {
+	return newKey(typeOutgoingEvent, chat.String(), id)
+}
+
+// GetOutgoingEvent implements [store.EventBuffer]. Absent is [sql.ErrNoRows], as the client expects.
+func (s *deviceStore) GetOutgoingEvent(ctx context.Context, chatJID, altChatJID types.JID, id types.MessageID) (format string, plaintext []byte, err error) {
+	err = s.read(ctx, func(v *view) error {
+		format, plaintext = "", nil
+		for _, chat := range []types.JID{chatJID, altChatJID} {
+			stored, ok := v.Get(outgoingKey(chat, id))
+			if event, ok := found[*outgoingEventValue](stored, ok); ok {
+				format, plaintext = string(event.Format), append([]byte{}, event.Plaintext...)
+				return nil
+			}
+		}
+		return sql.ErrNoRows
+	})
+	return format, plaintext, err
+}
+
+// AddOutgoingEvent implements [store.EventBuffer].
+func (s *deviceStore) AddOutgoingEvent(ctx context.Context, chatJID types.JID, id types.MessageID, format string, plaintext []byte) error {
+	if plaintext == nil {
+		return invalid("plaintext of an outgoing event is nil")
+	}
+	return s.put(ctx, patienceNone, outgoingKey(chatJID, id),
+		&outgoingEventValue{Format: text(format), Plaintext: append([]byte{}, plaintext...), InsertMS: time.Now().UnixMilli()})
+}
+
+// DeleteOldOutgoingEvents implements [store.EventBuffer]. The client calls it with every send: it does something once an hour, in the
+// background, so that no send waits for it.
+func (s *deviceStore) DeleteOldOutgoingEvents(ctx context.Context) error {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	if err = in.failure(); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	due := time.Since(in.mu.pruned) >= pruneInterval
+	if due {
+		in.mu.pruned = time.Now()
+	}
+	in.mu.Unlock()
+	if due {
+		s.c.background(func(ctx context.Context) {
+			if err := in.prune(ctx, typeOutgoingEvent, time.Now().Add(-outgoingEventAge)); err != nil && ctx.Err() == nil {
+				s.c.cfg.Logger.Warn("pgstore: old outgoing events not pruned", "instance", in.id, "error", err)
+			}
+		})
+	}
+	return nil
+}

@@ -1,0 +1,239 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/wataki/whatsmeow-pgstore/batcher"
+	"github.com/wataki/whatsmeow-pgstore/cache"
+)
+
+// flushStatement makes the segments of many lanes durable in one round trip, each atomically:
+//
+//  1. lane: advance seq of the instances that are still as this process took and left them. A delayed,
+//     repeated or foreign flush finds another epoch, seq or timeline and changes nothing.
+//  2. op: the writes of those lanes alone.
+//  3. Delete, upsert and insert them. A key occurs once per segment and a lane once per flush, so the three do not meet.
+//
+// Lanes and keys are sorted, so that two flushes lock rows in one order.
+const flushStatement = `
+WITH lane AS (
+    UPDATE {schema}.instances i SET seq = i.seq + 1
+    FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline)
+    WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq
+      AND l.timeline = substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+    RETURNING i.id, i.seq
+), op AS (
+    SELECT lane.id, lane.seq, o.key_type, o.key_id, o.op, o.data
+    FROM unnest($5::text[], $6::text[], $7::text[], $8::smallint[], $9::text[]) AS o (instance_id, key_type, key_id, op, data)
+    JOIN lane ON lane.id = o.instance_id
+), removed AS (
+    DELETE FROM {schema}.auth_keys k USING op
+    WHERE op.op = 2 AND k.instance_id = op.id AND k.key_type = op.key_type AND k.key_id = op.key_id
+), put AS (
+    INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq)
+    SELECT id, key_type, key_id, data::jsonb, seq FROM op WHERE op = 0
+    ON CONFLICT (instance_id, key_type, key_id) DO UPDATE SET data = excluded.data, seq = excluded.seq, updated_at = now()
+), first AS (
+    INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq)
+    SELECT id, key_type, key_id, data::jsonb, seq FROM op WHERE op = 1
+    ON CONFLICT (instance_id, key_type, key_id) DO NOTHING
+)
+SELECT id FROM lane`
+
+// flush is the batcher's flush function.
+func (c *Container) flush(ctx context.Context, segments []segment) ([]error, error) {
+	order := make([]int, len(segments))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return strings.Compare(segments[a].Lane.id, segments[b].Lane.id) })
+
+	var lanes laneColumns
+	var ops opColumns
+	for _, i := range order {
+		lanes.add(segments[i].Lane)
+		if err := ops.add(segments[i]); err != nil {
+			return nil, err
+		}
+	}
+	rows, err := c.pool.Query(ctx, c.sql(flushStatement), pgx.QueryExecModeExec,
+		lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines,
+		ops.instances, ops.types, ops.ids, ops.kinds, ops.data)
+	if err != nil {
+		return nil, flushError(err)
+	}
+	held, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, flushError(err)
+	}
+	results := make([]error, len(segments))
+	for i, s := range segments {
+		if slices.Contains(held, s.Lane.id) {
+			s.Lane.advance()
+			continue
+		}
+		if results[i], err = c.resolve(ctx, s.Lane); err != nil {
+			return nil, flushError(err)
+		}
+	}
+	return results, nil
+}
+
+type laneColumns struct {
+	ids, timelines []string
+	epochs, seqs   []int64
+}
+
+func (l *laneColumns) add(in *instance) {
+	in.fence.Lock()
+	defer in.fence.Unlock()
+	l.ids = append(l.ids, in.id)
+	l.epochs = append(l.epochs, in.fence.epoch)
+	l.seqs = append(l.seqs, in.fence.seq)
+	l.timelines = append(l.timelines, in.fence.timeline)
+}
+
+type opColumns struct {
+	instances, types, ids, data []string
+	kinds                       []int16
+}
+
+func (o *opColumns) add(s segment) error {
+	ops := slices.Clone(s.Ops)
+	slices.SortFunc(ops, func(a, b op) int {
+		if a.Key.Type != b.Key.Type {
+			return strings.Compare(typeName(a.Key.Type), typeName(b.Key.Type))
+		}
+		return strings.Compare(a.Key.ID, b.Key.ID)
+	})
+	for _, w := range ops {
+		data := ""
+		if w.Kind != batcher.Delete {
+			var err error
+			if data, err = encode(w.Value.Value); err != nil {
+				return fmt.Errorf("pgstore: encoding %s: %w", typeName(w.Key.Type), err)
+			}
+		}
+		o.instances = append(o.instances, s.Lane.id)
+		o.types = append(o.types, typeName(w.Key.Type))
+		o.ids = append(o.ids, w.Key.ID)
+		o.kinds = append(o.kinds, int16(w.Kind))
+		o.data = append(o.data, data)
+	}
+	return nil
+}
+
+func (in *instance) advance() {
+	in.fence.Lock()
+	in.fence.seq++
+	in.fence.Unlock()
+}
+
+// errAgain makes the batcher repeat a flush whose lanes were found to need a new fence.
+var errAgain = errors.New("pgstore: fence renewed")
+
+// resolve finds out why the database did not take a lane's segment. A segment's content never changes once it
+// was sent, so a seq that is one ahead under our epoch means that an earlier attempt was
+// committed and only its answer was lost. The second result is an error of asking.
+func (c *Container) resolve(ctx context.Context, in *instance) (stop, err error) {
+	var epoch, seq int64
+	var timeline, now string
+	err = c.pool.QueryRow(ctx, c.sql(`SELECT epoch, seq, timeline, substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+		FROM {schema}.instances WHERE id = $1`), pgx.QueryExecModeExec, in.id).Scan(&epoch, &seq, &timeline, &now)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return ErrDeviceDeleted, nil
+	} else if err != nil {
+		return nil, err
+	}
+	in.fence.Lock()
+	defer in.fence.Unlock()
+	switch {
+	case epoch != in.fence.epoch:
+		return ErrOwnershipLost, nil
+	case seq == in.fence.seq+1:
+		in.fence.seq = seq
+		return nil, nil
+	case seq != in.fence.seq:
+		return ErrDatabaseRewound, nil
+	case now != in.fence.timeline:
+		// A failover that lost nothing: every flush that was acknowledged is there. Take again, then repeat.
+		taken, err := c.take(ctx, in.id)
+		if err != nil {
+			return nil, err
+		}
+		in.fence.epoch, in.fence.seq, in.fence.timeline = taken.epoch, taken.seq, taken.timeline
+	}
+	return nil, errAgain
+}
+
+// flushError marks an error for good as one, and keeps what a server says about values out of it.
+func flushError(err error) error {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		// Detail and Where may quote a row; Message names only tables, columns and constraints.
+		return &databaseError{code: pgErr.Code, message: pgErr.Message}
+	}
+	return fmt.Errorf("pgstore: flush: %w", err)
+}
+
+// databaseError is a server's error without what it may quote of a row.
+type databaseError struct{ code, message string }
+
+// Error implements error.
+func (e *databaseError) Error() string {
+	if strings.HasPrefix(e.code, "22") {
+		return "pgstore: flush: SQLSTATE " + e.code
+	}
+	return "pgstore: flush: " + e.message + " (SQLSTATE " + e.code + ")"
+}
+
+// Is makes an error for good match [ErrRefused], and context.Canceled with it.
+func (e *databaseError) Is(target error) bool {
+	return (target == ErrRefused || target == context.Canceled) && e.permanent()
+}
+
+// permanent says whether repeating is of no use. Connection loss, shutdown, disk full, deadlock, serialization failure,
+// time-out and read-only (a standby) pass; bad data, missing rights or tables, and broken constraints do not.
+func (e *databaseError) permanent() bool {
+	if len(e.code) < 2 || e.code == "25006" {
+		return false
+	}
+	switch e.code[:2] {
+	case "22", "23", "42", "3F", "0A":
+		return true
+	}
+	return false
+}
+
+func permanent(err error) bool {
+	var dbErr *databaseError
+	return errors.As(err, &dbErr) && dbErr.permanent()
+}
+
+// unavailable says whether a read may succeed when it is repeated.
+func unavailable(err error) bool {
+	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrDeviceConflict) {
+		return false
+	}
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return !(&databaseError{code: pgErr.Code}).permanent()
+	}
+	return true
+}
+
+// columnsOf splits keys into the columns that name them.
+func columnsOf(keys []cache.Key) (types, ids []string) {
+	for _, k := range keys {
+		types = append(types, typeName(k.Type))
+		ids = append(ids, k.ID)
+	}
+	return types, ids
+}

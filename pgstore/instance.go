@@ -1,0 +1,247 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/wataki/whatsmeow-pgstore/batcher"
+	"github.com/wataki/whatsmeow-pgstore/cache"
+)
+
+// instance is one taken instance: its keys in memory, its lane to the database and its fence.
+type instance struct {
+	c    *Container
+	id   string
+	keys *cache.Instance[value]
+	lane *lane
+
+	// The fence: what a flush must find in the instances table. Flushes of one lane never overlap.
+	fence struct {
+		sync.Mutex
+		epoch, seq int64
+		timeline   string
+	}
+
+	preKeys sync.Mutex // held while pre-keys are made
+
+	mu struct {
+		sync.Mutex
+		err      error
+		groups   map[string]*cache.Overlay[value] // open app-state groups by collection
+		migrated map[string]string                // PN user → LID user, once durable in memory order
+		pruned   time.Time                        // when outgoing events were last pruned
+	}
+}
+
+// String names the instance in logs and errors.
+func (in *instance) String() string { return in.id }
+
+func (in *instance) failure() error {
+	in.mu.Lock()
+	err := in.mu.err
+	in.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err = in.lane.Err(); err != nil {
+		return err
+	}
+	if in.c.closed() {
+		return ErrClosed
+	}
+	return nil
+}
+
+// stop makes every later call fail with err and gives up what is pending.
+func (in *instance) stop(err error) {
+	in.mu.Lock()
+	if in.mu.err == nil {
+		in.mu.err = err
+	}
+	in.mu.Unlock()
+	in.lane.Stop(err)
+}
+
+// patience says what a write waits for.
+type patience uint8
+
+const (
+	patienceNone    patience = iota // the write is visible, that is enough
+	patienceOutage                  // durable, but only OutageWait long
+	patienceDurable                 // durable, until the context ends
+)
+
+// transaction is what DoDecryptionTxn puts into the context.
+type transaction struct {
+	in      *instance
+	overlay cache.Overlay[value]
+	mu      sync.Mutex
+	wait    patience
+}
+
+type transactionKey struct{}
+
+// transactionOf returns the open transaction of ctx on this instance, else nil.
+func (in *instance) transactionOf(ctx context.Context) *transaction {
+	if tx, ok := ctx.Value(transactionKey{}).(*transaction); ok && tx.in == in {
+		return tx
+	}
+	return nil
+}
+
+func (in *instance) overlayOf(ctx context.Context) *cache.Overlay[value] {
+	if tx := in.transactionOf(ctx); tx != nil {
+		return &tx.overlay
+	}
+	return nil
+}
+
+func (in *instance) read(ctx context.Context, fn func(*view) error) error {
+	if err := in.failure(); err != nil {
+		return err
+	}
+	return in.keys.Read(ctx, in.overlayOf(ctx), fn)
+}
+
+func (in *instance) get(ctx context.Context, k cache.Key) (v value, found bool, err error) {
+	if err = in.failure(); err != nil {
+		return nil, false, err
+	}
+	return in.keys.Get(ctx, in.overlayOf(ctx), k)
+}
+
+// write runs fn, makes what it wrote visible and waits as wait says. Inside a transaction both happen at its end.
+func (in *instance) write(ctx context.Context, wait patience, fn func(*view) error) error {
+	if err := in.failure(); err != nil {
+		return err
+	}
+	if tx := in.transactionOf(ctx); tx != nil {
+		tx.mu.Lock()
+		tx.wait = max(tx.wait, wait)
+		tx.mu.Unlock()
+		return in.keys.Update(ctx, &tx.overlay, nil, fn)
+	}
+	ticket, err := in.commit(ctx, fn)
+	if err != nil {
+		return err
+	}
+	return in.wait(ctx, wait, ticket)
+}
+
+// errNeedRoom says how much room a group needs in the backlog.
+type errNeedRoom int
+
+func (errNeedRoom) Error() string { return "pgstore: reservation too small" }
+
+// commit makes the writes of fn one group: visible and queued at the same moment.
+//
+//  1. Reserve room in the backlog; this is where a writer blocks when too much is pending.
+//  2. Under the instance's lock: run fn, queue its writes, make them visible.
+//  3. If fn wrote more than was reserved, nothing happened: reserve that much and begin again.
+func (in *instance) commit(ctx context.Context, fn func(*view) error) (batcher.Ticket, error) {
+	var ticket batcher.Ticket
+	room := 1
+	for {
+		if err := in.lane.Reserve(ctx, room); err != nil {
+			return ticket, in.translate(err)
+		}
+		added := false
+		err := in.keys.Update(ctx, nil, func(writes []cache.Write[value]) error {
+			if len(writes) > room {
+				return errNeedRoom(len(writes))
+			}
+			ops := make([]op, len(writes))
+			for i, w := range writes {
+				ops[i] = op{Kind: opKinds[w.Op], Key: w.Key, Value: w}
+			}
+			var err error
+			added = true // Add releases the reservation even when it fails
+			ticket, err = in.lane.Add(room, ops)
+			return err
+		}, fn)
+		if !added {
+			in.lane.Unreserve(room)
+		}
+		var need errNeedRoom
+		if errors.As(err, &need) {
+			room = int(need)
+			continue
+		}
+		return ticket, in.translate(err)
+	}
+}
+
+var opKinds = [...]batcher.OpKind{cache.Put: batcher.Put, cache.PutIfAbsent: batcher.PutIfAbsent, cache.Delete: batcher.Delete}
+
+// translate gives the batcher's errors their public names.
+func (in *instance) translate(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, batcher.ErrClosed):
+		return ErrClosed
+	default:
+		return err
+	}
+}
+
+func (in *instance) wait(ctx context.Context, wait patience, ticket batcher.Ticket) error {
+	switch wait {
+	case patienceNone:
+		return nil
+	case patienceOutage:
+		limited, cancel := context.WithTimeout(ctx, in.c.cfg.OutageWait)
+		defer cancel()
+		err := ticket.Wait(limited)
+		if err != nil && limited.Err() != nil && ctx.Err() == nil {
+			in.c.cfg.Logger.Warn("pgstore: database is away, going on from memory", "instance", in.id)
+			return nil
+		}
+		return in.translate(err)
+	case patienceDurable:
+	}
+	return in.translate(ticket.Wait(ctx))
+}
+
+// durableIf is patienceDurable for types that the user asked to be synchronous, else otherwise.
+func (in *instance) durableIf(t cache.Type, otherwise patience) patience {
+	for _, name := range in.c.cfg.SynchronousTypes {
+		if name == typeName(t) {
+			return patienceDurable
+		}
+	}
+	return otherwise
+}
+
+// transact runs fn in a transaction: what it writes becomes visible and durable all together, or not at all
+// if it fails or panics. A nested call joins the outer one.
+func (in *instance) transact(ctx context.Context, fn func(context.Context) error) error {
+	if err := in.failure(); err != nil {
+		return err
+	}
+	if in.transactionOf(ctx) != nil {
+		return fn(ctx)
+	}
+	tx := &transaction{in: in}
+	if err := fn(context.WithValue(ctx, transactionKey{}, tx)); err != nil {
+		return err
+	}
+	return in.write(ctx, tx.wait, func(v *view) error {
+		for _, w := range tx.overlay.Writes() {
+			v.Write(w)
+		}
+		return nil
+	})
+}
+
+// dropOpenGroups forgets app-state groups that were never ended and says so.
+func (in *instance) dropOpenGroups() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for name := range in.mu.groups {
+		in.c.cfg.Logger.Warn("pgstore: unfinished app state patch dropped", "instance", in.id, "collection", name)
+	}
+	in.mu.groups = nil
+}

@@ -1,0 +1,245 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/wataki/whatsmeow-pgstore/cache"
+)
+
+// taken is the fence that a take returned.
+type taken struct {
+	epoch, seq int64
+	timeline   string
+}
+
+// takeStatement makes this process the owner of an instance: a new epoch, so that no flush of an earlier owner
+// is accepted any more. If the last owner did not leave cleanly, or the database is on
+// another timeline than it was, that is noted for the rows written so far.
+const takeStatement = `
+UPDATE {schema}.instances SET
+    epoch = nextval('{schema}.epochs'), owner = $2, taken_at = now(),
+    step_through = CASE WHEN clean_at_epoch <> epoch OR timeline <> now.timeline THEN greatest(step_through, seq) ELSE step_through END,
+    abandon_through = CASE WHEN instances.timeline <> now.timeline THEN greatest(abandon_through, seq) ELSE abandon_through END,
+    timeline = now.timeline
+FROM (SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS now
+WHERE id = $1
+RETURNING epoch, seq, instances.timeline`
+
+func (c *Container) take(ctx context.Context, id string) (t taken, err error) {
+	err = c.pool.QueryRow(ctx, c.sql(takeStatement), pgx.QueryExecModeExec, id, c.cfg.Owner).Scan(&t.epoch, &t.seq, &t.timeline)
+	return t, err
+}
+
+// open takes an instance and loads its resident keys. Callers at once share one take and one load. The
+// rows are read after the take was committed, so no earlier owner can change them any more.
+func (c *Container) open(ctx context.Context, id string) (*instance, error) {
+	_, err := c.cache.Open(ctx, id, &fetcher{c: c, id: id}, func(ctx context.Context, fill *cache.Filler[value]) error {
+		ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+		defer cancel()
+		in := c.newInstance(id)
+		err := c.retry(ctx, func() error {
+			t, err := c.take(ctx, id)
+			in.fence.epoch, in.fence.seq, in.fence.timeline = t.epoch, t.seq, t.timeline
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if err = c.retry(ctx, func() error { return c.load(ctx, id, fill) }); err != nil {
+			return err
+		}
+		in.keys = fill.Instance()
+		return c.register(in)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("pgstore: opening instance: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	in := c.mu.instances[id]
+	if in == nil {
+		return nil, ErrClosed
+	}
+	return in, nil
+}
+
+// loadTimeout bounds a load that nobody may be waiting for any more.
+const loadTimeout = 5 * time.Minute
+
+func (c *Container) newInstance(id string) *instance {
+	in := &instance{c: c, id: id}
+	in.mu.groups = make(map[string]*cache.Overlay[value])
+	in.mu.migrated = make(map[string]string)
+	return in
+}
+
+// register makes an opened instance known and connects it with the batcher.
+func (c *Container) register(in *instance) error {
+	in.lane = c.writes.Lane(in)
+	in.lane.OnDurable(func(ops []op) {
+		writes := make([]cache.Write[value], len(ops))
+		for i, o := range ops {
+			writes[i] = o.Value
+		}
+		in.keys.Durable(writes)
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mu.closed {
+		return ErrClosed
+	}
+	c.mu.instances[in.id] = in
+	return nil
+}
+
+// load reads what is held in memory. A row that does not parse is set aside and answers absent.
+func (c *Container) load(ctx context.Context, id string, fill *cache.Filler[value]) error {
+	rows, err := c.pool.Query(ctx, c.sql(`SELECT key_type, key_id, data::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)`),
+		pgx.QueryExecModeExec, id, namesOf(cache.Resident))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	var corrupt []cache.Key
+	for rows.Next() {
+		var name, keyID string
+		var data []byte
+		if err = rows.Scan(&name, &keyID, &data); err != nil {
+			return err
+		}
+		k := cache.Key{Type: typesByName[name], ID: keyID}
+		v, err := decode(k.Type, data)
+		if err != nil {
+			if k.Type == typeCreds {
+				return err
+			}
+			corrupt = append(corrupt, k)
+			continue
+		}
+		fill.Add(k, v)
+	}
+	if err = rows.Err(); err != nil {
+		return err
+	}
+	for _, k := range corrupt {
+		if err = c.setAside(ctx, id, k, "does not parse"); err != nil {
+			return err
+		}
+	}
+	rows, err = c.pool.Query(ctx, c.sql(`SELECT key_id FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)`),
+		pgx.QueryExecModeExec, id, namesOf(cache.KeysOnly))
+	if err != nil {
+		return err
+	}
+	var keyID string
+	_, err = pgx.ForEachRow(rows, []any{&keyID}, func() error {
+		fill.AddKey(cache.Key{Type: typeBufferedEvent, ID: keyID})
+		return nil
+	})
+	return err
+}
+
+// setAside moves a row that cannot be read to where a person can look at it. Only the owner does this.
+func (c *Container) setAside(ctx context.Context, id string, k cache.Key, reason string) error {
+	c.cfg.Logger.Error("pgstore: stored row cannot be read, set aside", "instance", id, "key_type", typeName(k.Type), "reason", reason)
+	_, err := c.pool.Exec(ctx, c.sql(`WITH gone AS (
+			DELETE FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2 AND key_id = $3 RETURNING *)
+		INSERT INTO {schema}.set_aside (instance_id, key_type, key_id, data, reason)
+		SELECT instance_id, key_type, key_id, data, $4 FROM gone`), pgx.QueryExecModeExec, id, typeName(k.Type), k.ID, reason)
+	return err
+}
+
+// retry repeats fn until it succeeds, its error is for good, or the context ends: a
+// database that cannot be reached is waited for, it never looks like one that is empty.
+func (c *Container) retry(ctx context.Context, fn func() error) error {
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := fn()
+		if err != nil && (ctx.Err() != nil || !unavailable(err)) {
+			return struct{}{}, backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	}, backoff.WithMaxElapsedTime(0), backoff.WithBackOff(&backoff.ExponentialBackOff{
+		InitialInterval: 20 * time.Millisecond, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: 2 * time.Second,
+	}))
+	var permanent *backoff.PermanentError
+	if errors.As(err, &permanent) {
+		err = permanent.Unwrap()
+	}
+	if err != nil && unavailable(err) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
+}
+
+// fetcher gets what an instance does not hold in memory.
+type fetcher struct {
+	c  *Container
+	id string
+}
+
+// FetchKeys implements [cache.Fetcher].
+func (f *fetcher) FetchKeys(ctx context.Context, keys []cache.Key) (map[cache.Key]value, error) {
+	types, ids := columnsOf(keys)
+	return f.query(ctx, `SELECT k.key_type, k.key_id, k.data::text FROM {schema}.auth_keys k
+		JOIN unnest($2::text[], $3::text[]) AS want (key_type, key_id) USING (key_type, key_id)
+		WHERE k.instance_id = $1`, f.id, types, ids)
+}
+
+// FetchScope implements [cache.Fetcher].
+func (f *fetcher) FetchScope(ctx context.Context, t cache.Type, scope string) (map[cache.Key]value, error) {
+	return f.query(ctx, `SELECT key_type, key_id, data::text FROM {schema}.auth_keys
+		WHERE instance_id = $1 AND key_type = $2 AND starts_with(key_id, $3)`, f.id, typeName(t), scope+idSeparator)
+}
+
+func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map[cache.Key]value, error) {
+	out := make(map[cache.Key]value)
+	err := f.c.retry(ctx, func() error {
+		clear(out)
+		rows, err := f.c.pool.Query(ctx, f.c.sql(statement), append([]any{pgx.QueryExecModeExec}, args...)...)
+		if err != nil {
+			return err
+		}
+		var name, keyID string
+		var data []byte
+		_, err = pgx.ForEachRow(rows, []any{&name, &keyID, &data}, func() error {
+			k := cache.Key{Type: typesByName[name], ID: keyID}
+			v, err := decode(k.Type, append([]byte(nil), data...))
+			if err != nil {
+				return err
+			}
+			out[k] = v
+			return nil
+		})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("pgstore: reading from the database: %w", err)
+	}
+	return out, nil
+}
+
+// markClean notes that the owner left with nothing unsaved.
+func (c *Container) markClean(ctx context.Context, instances []*instance) error {
+	var lanes laneColumns
+	for _, in := range instances {
+		if in.failure() == nil || errors.Is(in.failure(), ErrClosed) {
+			lanes.add(in)
+		}
+	}
+	if len(lanes.ids) == 0 {
+		return nil
+	}
+	_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances i SET clean_at_epoch = i.epoch
+		FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS l (id, epoch, seq)
+		WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq`), pgx.QueryExecModeExec, lanes.ids, lanes.epochs, lanes.seqs)
+	if err != nil {
+		return fmt.Errorf("pgstore: everything is saved, but the instances could not be marked as cleanly left: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,240 @@
+package pgstore
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"unicode/utf8"
+
+	"github.com/wataki/whatsmeow-pgstore/cache"
+)
+
+// value is what the cache holds. A value never changes after it was put.
+// Its JSON is the data column; the shape of each type is documented at the type.
+type value interface {
+	size() int
+}
+
+// decode reads the data column.
+func decode(t cache.Type, data []byte) (value, error) {
+	v := keyTypes[t].empty()
+	if rec, ok := v.(*recordValue); ok {
+		rec.form.Store(&recordForm{json: data})
+		return rec, nil
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		// The decoder's own text may quote the data.
+		return nil, fmt.Errorf("%w: %s", ErrCorrupt, typeName(t))
+	}
+	if c, ok := v.(interface{ valid() bool }); ok && !c.valid() {
+		return nil, fmt.Errorf("%w: %s: a field has the wrong length", ErrCorrupt, typeName(t))
+	}
+	return v, nil
+}
+
+func encode(v value) (string, error) {
+	b, err := json.Marshal(v)
+	return string(b), err
+}
+
+// text is a string that a stranger may have sent. JSONB knows neither NUL nor broken UTF-8, so such a
+// string is stored as {"b64": …}; every other one as itself.
+type text string
+
+func (t text) storable() bool {
+	return utf8.ValidString(string(t)) && !strings.ContainsRune(string(t), 0)
+}
+
+// MarshalJSON implements [json.Marshaler].
+func (t text) MarshalJSON() ([]byte, error) {
+	if t.storable() {
+		return json.Marshal(string(t))
+	}
+	return json.Marshal(map[string][]byte{"b64": []byte(t)})
+}
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (t *text) UnmarshalJSON(b []byte) error {
+	if len(b) > 0 && b[0] == '{' {
+		var boxed struct {
+			B64 []byte `json:"b64"`
+		}
+		err := json.Unmarshal(b, &boxed)
+		*t = text(boxed.B64)
+		return err
+	}
+	return json.Unmarshal(b, (*string)(t))
+}
+
+// bytesValue is {"value": base64}: identities, the NCT salt.
+type bytesValue struct {
+	Value []byte `json:"value"`
+}
+
+func (v *bytesValue) size() int { return 24 + len(v.Value) }
+
+// recordValue is a libsignal record: {"record": text}, as libsignal serialised it,
+// or {"record_b64": base64} if that is not text. It is decoded at its first use, since a
+// restart loads thousands of them and uses a few.
+type recordValue struct {
+	form atomic.Pointer[recordForm]
+}
+
+type recordForm struct {
+	json   []byte // the data column, or nil once decoded
+	record []byte
+}
+
+type recordJSON struct {
+	Record    *text  `json:"record,omitempty"`
+	RecordB64 []byte `json:"record_b64,omitempty"`
+}
+
+func newRecord(record []byte) *recordValue {
+	v := new(recordValue)
+	v.form.Store(&recordForm{record: append(make([]byte, 0, len(record)), record...)})
+	return v
+}
+
+// bytes returns the record; it is shared, copy it before it leaves the store.
+func (v *recordValue) bytes() ([]byte, error) {
+	form := v.form.Load()
+	if form.json == nil {
+		return form.record, nil
+	}
+	var decoded recordJSON
+	if err := json.Unmarshal(form.json, &decoded); err != nil {
+		return nil, ErrCorrupt
+	}
+	record := decoded.RecordB64
+	if decoded.Record != nil {
+		record = []byte(*decoded.Record)
+	}
+	if len(record) == 0 {
+		return nil, ErrCorrupt
+	}
+	v.form.CompareAndSwap(form, &recordForm{record: record})
+	return record, nil
+}
+
+// MarshalJSON implements [json.Marshaler].
+func (v *recordValue) MarshalJSON() ([]byte, error) {
+	form := v.form.Load()
+	if form.json != nil {
+		return form.json, nil
+	}
+	if t := text(form.record); t.storable() {
+		return json.Marshal(recordJSON{Record: &t})
+	}
+	return json.Marshal(recordJSON{RecordB64: form.record})
+}
+
+func (v *recordValue) size() int {
+	form := v.form.Load()
+	return 48 + len(form.json) + len(form.record)
+}
+
+// preKeyValue is {"private": base64 (32 bytes), "uploaded": bool}.
+type preKeyValue struct {
+	Private  []byte `json:"private"`
+	Uploaded bool   `json:"uploaded"`
+}
+
+func (v *preKeyValue) size() int   { return 32 + len(v.Private) }
+func (v *preKeyValue) valid() bool { return len(v.Private) == 32 }
+
+// appStateKeyValue is {"id", "data", "fingerprint": base64, "timestamp": milliseconds as the phone gave them}.
+type appStateKeyValue struct {
+	ID          []byte `json:"id"`
+	Data        []byte `json:"data"`
+	Fingerprint []byte `json:"fingerprint"`
+	Timestamp   int64  `json:"timestamp"`
+}
+
+func (v *appStateKeyValue) size() int { return 80 + len(v.ID) + len(v.Data) + len(v.Fingerprint) }
+
+// appStateVersionValue is {"version": number, "hash": base64 (128 bytes)}.
+type appStateVersionValue struct {
+	Version uint64 `json:"version"`
+	Hash    []byte `json:"hash"`
+}
+
+func (v *appStateVersionValue) size() int   { return 160 }
+func (v *appStateVersionValue) valid() bool { return len(v.Hash) == 128 }
+
+// macValue is {"version": number, "value_mac": base64 (32 bytes)}: of one index MAC the highest version.
+type macValue struct {
+	Version  uint64 `json:"version"`
+	ValueMAC []byte `json:"value_mac"`
+}
+
+func (v *macValue) size() int   { return 64 }
+func (v *macValue) valid() bool { return len(v.ValueMAC) == 32 }
+
+// contactValue is {"jid", "first_name", "full_name", "push_name", "business_name", "redacted_phone"}.
+type contactValue struct {
+	JID           text `json:"jid"`
+	FirstName     text `json:"first_name,omitempty"`
+	FullName      text `json:"full_name,omitempty"`
+	PushName      text `json:"push_name,omitempty"`
+	BusinessName  text `json:"business_name,omitempty"`
+	RedactedPhone text `json:"redacted_phone,omitempty"`
+}
+
+func (v *contactValue) size() int {
+	return 96 + len(v.JID) + len(v.FirstName) + len(v.FullName) + len(v.PushName) + len(v.BusinessName) + len(v.RedactedPhone)
+}
+
+// chatSettingsValue is {"muted_until": Unix seconds (-1 for ever, 0 not), "pinned", "archived"}.
+type chatSettingsValue struct {
+	MutedUntil int64 `json:"muted_until,omitempty"`
+	Pinned     bool  `json:"pinned,omitempty"`
+	Archived   bool  `json:"archived,omitempty"`
+}
+
+func (v *chatSettingsValue) size() int { return 16 }
+
+// messageSecretValue is {"sender": JID, "secret": base64}.
+type messageSecretValue struct {
+	Sender text   `json:"sender"`
+	Secret []byte `json:"secret"`
+}
+
+func (v *messageSecretValue) size() int { return 40 + len(v.Sender) + len(v.Secret) }
+
+// privacyTokenValue is {"token": base64, "timestamp", "sender_timestamp": Unix seconds}.
+type privacyTokenValue struct {
+	Token           []byte `json:"token"`
+	Timestamp       int64  `json:"timestamp"`
+	SenderTimestamp *int64 `json:"sender_timestamp,omitempty"`
+}
+
+func (v *privacyTokenValue) size() int { return 48 + len(v.Token) }
+
+// bufferedEventValue is {"plaintext": base64 or null once processed, "server_s": Unix seconds, "insert_ms": Unix milliseconds}.
+type bufferedEventValue struct {
+	Plaintext []byte `json:"plaintext"`
+	ServerS   int64  `json:"server_s"`
+	InsertMS  int64  `json:"insert_ms"`
+}
+
+func (v *bufferedEventValue) size() int { return 48 + len(v.Plaintext) }
+
+// outgoingEventValue is {"format": text, "plaintext": base64, "insert_ms": Unix milliseconds}.
+type outgoingEventValue struct {
+	Format    text   `json:"format"`
+	Plaintext []byte `json:"plaintext"`
+	InsertMS  int64  `json:"insert_ms"`
+}
+
+func (v *outgoingEventValue) size() int { return 56 + len(v.Format) + len(v.Plaintext) }
+
+// credsValue has two shapes: the device's credentials under the id "device" and
+// {"next_pre_key_id"} under "pre_keys".
+type credsValue struct {
+	Device       *deviceJSON `json:"device,omitempty"`
+	NextPreKeyID uint32      `json:"next_pre_key_id,omitempty"`
+}
+
+func (v *credsValue) size() int { return 2048 }
