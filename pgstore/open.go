@@ -22,14 +22,14 @@ type taken struct {
 // is accepted any more. If the last owner did not leave cleanly, or the database is on
 // another timeline than it was, that is noted for the rows written so far.
 const takeStatement = `
-UPDATE {schema}.instances SET
+UPDATE {schema}.instances i SET
     epoch = nextval('{schema}.epochs'), owner = $2, taken_at = now(),
-    step_through = CASE WHEN clean_at_epoch <> epoch OR timeline <> now.timeline THEN greatest(step_through, seq) ELSE step_through END,
-    abandon_through = CASE WHEN instances.timeline <> now.timeline THEN greatest(abandon_through, seq) ELSE abandon_through END,
-    timeline = now.timeline
-FROM (SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS now
-WHERE id = $1
-RETURNING epoch, seq, instances.timeline`
+    step_through = CASE WHEN i.clean_at_epoch <> i.epoch OR i.timeline <> db.timeline THEN greatest(i.step_through, i.seq) ELSE i.step_through END,
+    abandon_through = CASE WHEN i.timeline <> db.timeline THEN greatest(i.abandon_through, i.seq) ELSE i.abandon_through END,
+    timeline = db.timeline
+FROM (SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS db
+WHERE i.id = $1
+RETURNING i.epoch, i.seq, i.timeline`
 
 func (c *Container) take(ctx context.Context, id string) (t taken, err error) {
 	err = c.pool.QueryRow(ctx, c.sql(takeStatement), pgx.QueryExecModeExec, id, c.cfg.Owner).Scan(&t.epoch, &t.seq, &t.timeline)

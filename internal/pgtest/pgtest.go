@@ -73,10 +73,8 @@ func startContainer(ctx context.Context) (*Server, error) {
 		Started: true,
 		ContainerRequest: testcontainers.ContainerRequest{
 			Image: image, ExposedPorts: []string{"5432/tcp"},
-			Env: map[string]string{"POSTGRES_PASSWORD": "test", "POSTGRES_USER": "postgres", "POSTGRES_DB": "postgres"},
-			WaitingFor: wait.ForSQL("5432/tcp", "pgx", func(host string, port string) string {
-				return fmt.Sprintf("postgres://postgres:test@%s:%s/postgres", host, port)
-			}),
+			Env:        map[string]string{"POSTGRES_PASSWORD": "test", "POSTGRES_USER": "postgres", "POSTGRES_DB": "postgres"},
+			WaitingFor: wait.ForListeningPort("5432/tcp"),
 		},
 	})
 	if err != nil {
@@ -86,10 +84,11 @@ func startContainer(ctx context.Context) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("docker: %w", err)
 	}
-	return &Server{
+	server := &Server{
 		DSN: "postgres://postgres:test@" + endpoint + "/postgres", Description: image + " in Docker",
 		stop: func() error { return container.Terminate(context.Background()) },
-	}, nil
+	}
+	return server, server.await(ctx)
 }
 
 // binaries is the directory of the newest initdb on this machine.

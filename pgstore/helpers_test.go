@@ -1,0 +1,71 @@
+package pgstore_test
+
+import (
+	"context"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+	"go.mau.fi/util/random"
+	"go.mau.fi/whatsmeow/proto/waAdv"
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+// open returns a container on a new database, and its DSN to open others.
+func open(t testing.TB, edit ...func(*pgstore.Config)) (*pgstore.Container, string) {
+	t.Helper()
+	dsn := pgtest.Open(t)
+	return reopen(t, dsn, edit...), dsn
+}
+
+func reopen(t testing.TB, dsn string, edit ...func(*pgstore.Config)) *pgstore.Container {
+	t.Helper()
+	cfg := pgstore.Config{DSN: dsn}
+	for _, f := range edit {
+		f(&cfg)
+	}
+	c, err := pgstore.NewWithConfig(context.Background(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, c.Close()) })
+	return c
+}
+
+// pair gives a fresh device what pairing would and saves it.
+func pair(t testing.TB, d *store.Device) *store.Device {
+	t.Helper()
+	fillPairing(d)
+	require.NoError(t, d.Save(context.Background()))
+	return d
+}
+
+func fillPairing(d *store.Device) {
+	jid := types.JID{User: digits(), Device: 7, Server: types.DefaultUserServer}
+	d.ID = &jid
+	d.LID = types.JID{User: digits(), Device: 7, Server: types.HiddenUserServer}
+	d.Account = &waAdv.ADVSignedDeviceIdentity{
+		Details: random.Bytes(40), AccountSignature: random.Bytes(64), AccountSignatureKey: random.Bytes(32), DeviceSignature: random.Bytes(64),
+	}
+}
+
+func digits() string {
+	b := []byte("49")
+	for range 11 {
+		b = append(b, byte('0'+rand.IntN(10)))
+	}
+	return string(b)
+}
+
+// scalar runs a query with one value on a connection of its own.
+func scalar[T any](t testing.TB, dsn, query string, args ...any) (v T) {
+	t.Helper()
+	conn, err := pgx.Connect(context.Background(), dsn)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(context.Background())) }()
+	require.NoError(t, conn.QueryRow(context.Background(), query, args...).Scan(&v))
+	return v
+}
