@@ -99,8 +99,10 @@ type View[V any] struct {
 // value is not in memory it answers absent for now and the function will be run again.
 func (v *View[V]) Get(k Key) (value V, found bool) {
 	for _, c := range v.layers() {
-		if w, ok := c.byKey[k]; ok && w.Op != PutIfAbsent {
-			return w.Value, w.Op == Put
+		if w, ok := c.byKey[k]; ok && w.Op == Delete {
+			return value, false
+		} else if ok && w.Op == Put {
+			return w.Value, true
 		}
 	}
 	value, found = v.below(k)
@@ -128,7 +130,10 @@ func (v *View[V]) below(k Key) (value V, found bool) {
 	if e != nil && e.state != evicted && !e.ifAbsent {
 		e.used.Store(true)
 		v.inst.cache.stats.hits.Add(1)
-		return e.value, e.state == hasValue
+		if e.state == deleted {
+			return value, false
+		}
+		return e.value, true
 	}
 	if e == nil && v.inst.absentLocked(k) {
 		v.inst.cache.stats.hits.Add(1)

@@ -16,6 +16,8 @@ import (
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 
+	"github.com/wataki/whatsmeow-pgstore/batcher"
+	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
@@ -231,7 +233,9 @@ func TestP5PreKeyIDsNeverComeBack(t *testing.T) {
 
 func TestP6TheLoserOfAnInstanceStops(t *testing.T) {
 	t.Parallel()
-	a, dsn := open(t)
+	dsn := pgtest.Open(t)
+	a, err := pgstore.New(ctx, dsn, nil)
+	require.NoError(t, err)
 	d := pair(t, a.NewDevice())
 	b := reopen(t, dsn)
 	looked, err := b.GetAllDevices(ctx)
@@ -251,7 +255,9 @@ func TestP6TheLoserOfAnInstanceStops(t *testing.T) {
 	trusted, err := taken.Identities.IsTrustedIdentity(ctx, "1:0", [32]byte{1})
 	require.NoError(t, err)
 	require.True(t, trusted)
-	_ = a.Close() // it says what it could not save
+	var unsaved *batcher.UnsavedError
+	require.ErrorAs(t, a.Close(), &unsaved)
+	require.Len(t, unsaved.Pending, 1)
 }
 
 func TestP9DeletedStaysDeleted(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -227,7 +228,7 @@ func (s *Server) exec(ctx context.Context, statement string) error {
 
 var shared = sync.OnceValues(func() (*Server, error) { return Start(context.Background()) })
 
-var started bool
+var started atomic.Bool
 
 // Open returns the DSN of a new database that is dropped when the test ends. The
 // server is started once per process and stopped by Main.
@@ -237,7 +238,7 @@ func Open(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	started = true
+	started.Store(true)
 	dsn, drop, err := server.NewDatabase(context.Background())
 	if err != nil {
 		t.Fatal(err)
@@ -253,7 +254,7 @@ func Open(t testing.TB) string {
 // Main runs the tests of a package that uses Open; it is called by TestMain with m.Run.
 func Main(run func() int) int {
 	code := run()
-	if started {
+	if started.Load() {
 		if server, err := shared(); err == nil {
 			_ = server.Stop()
 		}

@@ -1,0 +1,290 @@
+package cache_test
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"github.com/wataki/whatsmeow-pgstore/cache"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var ctx = context.Background()
+
+const (
+	resident cache.Type = iota
+	keysOnly
+	scoped
+	onDemand
+)
+
+// disk is what is durable; fetching from it can be watched and held up.
+type disk struct {
+	mu      sync.Mutex
+	rows    map[cache.Key]string
+	pending []cache.Write[string]
+	inFetch func()
+}
+
+func (d *disk) FetchKeys(_ context.Context, keys []cache.Key) (map[cache.Key]string, error) {
+	out := make(map[cache.Key]string)
+	d.mu.Lock()
+	for _, k := range keys {
+		if v, ok := d.rows[k]; ok {
+			out[k] = v
+		}
+	}
+	d.mu.Unlock()
+	if d.inFetch != nil {
+		d.inFetch()
+	}
+	return out, nil
+}
+
+func (d *disk) FetchScope(_ context.Context, t cache.Type, scope string) (map[cache.Key]string, error) {
+	out := make(map[cache.Key]string)
+	d.mu.Lock()
+	for k, v := range d.rows {
+		if k.Type == t && k.ID[:1] == scope {
+			out[k] = v
+		}
+	}
+	d.mu.Unlock()
+	if d.inFetch != nil {
+		d.inFetch()
+	}
+	return out, nil
+}
+
+func (d *disk) commit(writes []cache.Write[string]) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.pending = append(d.pending, writes...)
+	return nil
+}
+
+// flush makes what is pending durable.
+func (d *disk) flush(inst *cache.Instance[string]) {
+	d.mu.Lock()
+	writes := d.pending
+	d.pending = nil
+	for _, w := range writes {
+		switch _, exists := d.rows[w.Key]; {
+		case w.Op == cache.Delete:
+			delete(d.rows, w.Key)
+		case w.Op == cache.Put || !exists:
+			d.rows[w.Key] = w.Value
+		}
+	}
+	d.mu.Unlock()
+	inst.Durable(writes)
+}
+
+func newCache(budget int64) *cache.Cache[string] {
+	return cache.New(cache.Config[string]{
+		Residency: func(t cache.Type) cache.Residency { return cache.Residency(t) },
+		Size:      func(v string) int { return len(v) },
+		Scope:     func(k cache.Key) string { return k.ID[:1] },
+		Budget:    budget,
+	})
+}
+
+func open(t require.TestingT, c *cache.Cache[string], d *disk) *cache.Instance[string] {
+	inst, err := c.Open(ctx, "i", d, func(_ context.Context, fill *cache.Filler[string]) error {
+		for k, v := range d.rows {
+			switch k.Type {
+			case resident:
+				fill.Add(k, v)
+			case keysOnly:
+				fill.AddKey(k)
+			}
+		}
+		return nil
+	})
+	require.NoError(t, err)
+	return inst
+}
+
+func key(t cache.Type, id string) cache.Key { return cache.Key{Type: t, ID: id} }
+
+func put(t require.TestingT, inst *cache.Instance[string], d *disk, k cache.Key, v string) {
+	require.NoError(t, inst.Update(ctx, nil, d.commit, func(w *cache.View[string]) error {
+		w.Put(k, v)
+		return nil
+	}))
+}
+
+func TestConcurrentOpeningLoadsOnce(t *testing.T) {
+	t.Parallel()
+	c := newCache(0)
+	var loads atomic.Int32
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			_, err := c.Open(ctx, "i", &disk{}, func(context.Context, *cache.Filler[string]) error {
+				loads.Add(1)
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, 1, loads.Load())
+}
+
+func TestP1AFetchNeverHidesAWriteThatWasFlushedAndEvictedMeanwhile(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []cache.Type{resident, keysOnly, scoped, onDemand} {
+		k := key(kind, "a1")
+		d := &disk{rows: map[cache.Key]string{k: "old"}}
+		c := newCache(1) // evicts whatever it may
+		inst := open(t, c, d)
+		once := sync.Once{}
+		d.inFetch = func() {
+			once.Do(func() {
+				put(t, inst, d, k, "new")
+				d.flush(inst)
+			})
+		}
+		put(t, inst, d, key(resident, "other"), "x") // makes the cache evict
+		got, found, err := inst.Get(ctx, nil, k)
+		require.NoError(t, err)
+		require.True(t, found)
+		want := "new"
+		if c.Stats().Fetches == 0 {
+			want = "old" // it was in memory all the time
+		}
+		require.Equal(t, want, got)
+	}
+}
+
+func TestP11EvictionNeverTakesAnUnflushedValue(t *testing.T) {
+	t.Parallel()
+	d := &disk{rows: map[cache.Key]string{}}
+	c := newCache(1)
+	inst := open(t, c, d)
+	for i := range 50 {
+		put(t, inst, d, key(resident, string(rune('a'+i))), "value")
+	}
+	require.Zero(t, c.Stats().Evictions)
+	d.flush(inst)
+	require.EqualValues(t, 50, c.Stats().Evictions)
+	got, found, err := inst.Get(ctx, nil, key(resident, "b"))
+	require.NoError(t, err)
+	require.True(t, found)
+	require.Equal(t, "value", got)
+}
+
+func TestP11EveryByteIsGivenBack(t *testing.T) {
+	t.Parallel()
+	d := &disk{rows: map[cache.Key]string{key(resident, "a"): "v"}}
+	c := newCache(0)
+	inst := open(t, c, d)
+	put(t, inst, d, key(onDemand, "b"), "w")
+	d.flush(inst)
+	c.Forget(inst)
+	require.Zero(t, c.Stats().Bytes)
+}
+
+// Random writes, transactions, flushes, evictions and reopenings against a map.
+func TestP1P2AgainstAModel(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		d := &disk{rows: map[cache.Key]string{}}
+		c := newCache(rapid.SampledFrom([]int64{0, 1, 2000}).Draw(t, "budget"))
+		inst := open(t, c, d)
+		model := map[cache.Key]string{}
+		var overlay *cache.Overlay[string]
+		var inTx map[cache.Key]string
+		keys := rapid.Custom(func(t *rapid.T) cache.Key {
+			return key(cache.Type(rapid.IntRange(0, 3).Draw(t, "type")), rapid.SampledFrom([]string{"a1", "a2", "b1"}).Draw(t, "id"))
+		})
+		current := func() map[cache.Key]string {
+			if overlay != nil {
+				return inTx
+			}
+			return model
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"write": func(t *rapid.T) {
+				k, v := keys.Draw(t, "key"), rapid.StringN(1, 3, -1).Draw(t, "value")
+				op := cache.Op(rapid.IntRange(0, 2).Draw(t, "op"))
+				require.NoError(t, inst.Update(ctx, overlay, d.commit, func(w *cache.View[string]) error {
+					w.Write(cache.Write[string]{Key: k, Op: op, Value: v})
+					return nil
+				}))
+				switch _, exists := current()[k]; {
+				case op == cache.Delete:
+					delete(current(), k)
+				case op == cache.Put || !exists:
+					current()[k] = v
+				}
+			},
+			"begin": func(*rapid.T) {
+				if overlay == nil {
+					overlay, inTx = new(cache.Overlay[string]), maps.Clone(model)
+				}
+			},
+			"commit": func(t *rapid.T) {
+				if overlay == nil {
+					return
+				}
+				require.NoError(t, inst.Update(ctx, nil, d.commit, func(w *cache.View[string]) error {
+					for _, write := range overlay.Writes() {
+						w.Write(write)
+					}
+					return nil
+				}))
+				overlay, model = nil, inTx
+			},
+			"rollback": func(*rapid.T) { overlay = nil },
+			"flush":    func(*rapid.T) { d.flush(inst) },
+			"drop":     func(*rapid.T) { inst.DropScope(scoped, "a") },
+			"reopen": func(t *rapid.T) {
+				if overlay == nil {
+					d.flush(inst)
+					c.Forget(inst)
+					inst = open(t, c, d)
+				}
+			},
+			"": func(t *rapid.T) {
+				k := keys.Draw(t, "key")
+				got, found, err := inst.Get(ctx, overlay, k)
+				require.NoError(t, err)
+				want, exists := current()[k]
+				require.Equal(t, exists, found, "%v", k)
+				require.Equal(t, want, got, "%v", k)
+				require.NoError(t, inst.Read(ctx, overlay, func(v *cache.View[string]) error {
+					if v.Has(k) != exists {
+						v.Get(k)
+					}
+					return nil
+				}))
+				var ids []string
+				require.NoError(t, inst.Read(ctx, overlay, func(v *cache.View[string]) error {
+					ids = v.IDs(resident, "a")
+					return nil
+				}))
+				var wantIDs []string
+				for k := range current() {
+					if k.Type == resident && k.ID[:1] == "a" {
+						wantIDs = append(wantIDs, k.ID)
+					}
+				}
+				slices.Sort(ids)
+				slices.Sort(wantIDs)
+				require.Equal(t, wantIDs, ids)
+			},
+		})
+	})
+}
