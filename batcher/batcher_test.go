@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -63,6 +64,20 @@ func apply(rows map[string]int, ops []testOp) {
 	}
 }
 
+// flushed is what reached the table so far.
+func (tb *table) flushed() [][]testSegment {
+	tb.mu.Lock()
+	defer tb.mu.Unlock()
+	return slices.Clone(tb.flushes)
+}
+
+// lane is a copy of a lane's rows.
+func (tb *table) lane(name string) map[string]int {
+	tb.mu.Lock()
+	defer tb.mu.Unlock()
+	return maps.Clone(tb.rows[name])
+}
+
 func newTable() *table { return &table{rows: make(map[string]map[string]int)} }
 
 func start(t testing.TB, cfg batcher.Config, tb *table) *batcher.Batcher[string, string, int] {
@@ -92,11 +107,12 @@ func TestP3UnhurriedWritesAreFlushedAtTheIntervalAndCoalesced(t *testing.T) {
 		}
 		time.Sleep(9 * time.Millisecond)
 		synctest.Wait()
-		require.Empty(t, tb.flushes)
+		require.Empty(t, tb.flushed())
 		time.Sleep(2 * time.Millisecond)
 		synctest.Wait()
-		require.Len(t, tb.flushes, 1)
-		require.Equal(t, []testOp{put("k", 8)}, tb.flushes[0][0].Ops)
+		flushes := tb.flushed()
+		require.Len(t, flushes, 1)
+		require.Equal(t, []testOp{put("k", 8)}, flushes[0][0].Ops)
 		require.NoError(t, b.Close(ctx))
 	})
 }
@@ -138,7 +154,7 @@ func TestP3SegmentsAreBoundedAndInOrder(t *testing.T) {
 		tb.mu.Unlock()
 		require.NoError(t, b.Flush(ctx))
 		sizes := []int{}
-		for _, f := range tb.flushes {
+		for _, f := range tb.flushed() {
 			require.Len(t, f, 1)
 			sizes = append(sizes, len(f[0].Ops))
 		}
@@ -174,7 +190,7 @@ func TestP7WritersBlockAtTheLimitUntilHalfIsFree(t *testing.T) {
 		require.LessOrEqual(t, l.Pending(), 2)
 		l.Unreserve(1)
 		require.NoError(t, b.Close(ctx))
-		require.Len(t, tb.rows["a"], 4)
+		require.Len(t, tb.lane("a"), 4)
 	})
 }
 
@@ -200,7 +216,9 @@ func TestP10TheRefusedLaneStopsAndTheOthersPass(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		require.Equal(t, map[string]map[string]int{"a": {"k": 1}, "b": {"k": 1}}, tb.rows)
+		require.Equal(t, map[string]int{"k": 1}, tb.lane("a"))
+		require.Equal(t, map[string]int{"k": 1}, tb.lane("b"))
+		require.Empty(t, tb.lane("guilty"))
 		require.Equal(t, []any{"guilty"}, stopped)
 		require.ErrorIs(t, b.Lane("guilty").Reserve(ctx, 1), refused)
 		var unsaved *batcher.UnsavedError
@@ -266,7 +284,7 @@ func TestStopHandsOutWhatIsPending(t *testing.T) {
 		require.ErrorIs(t, err, gone)
 		require.NotSame(t, l, b.Lane("a"))
 		require.NoError(t, b.Close(ctx))
-		require.Empty(t, tb.rows)
+		require.Empty(t, tb.lane("a"))
 	})
 }
 
@@ -316,7 +334,7 @@ func TestP3WhatIsDurableIsAlwaysAPrefix(t *testing.T) {
 			require.True(t, isPrefix, "durable: %v, moments: %v", durable, prefixes)
 		}
 		require.NoError(t, b.Close(ctx))
-		require.True(t, maps.Equal(model, tb.rows["a"]))
+		require.True(t, maps.Equal(model, tb.lane("a")))
 	})
 }
 
