@@ -22,6 +22,7 @@ type Batcher[L comparable, K comparable, V any] struct {
 	mu struct {
 		sync.Mutex
 		lanes     map[L]*Lane[L, K, V]
+		active    map[*Lane[L, K, V]]struct{} // those with something in their queue
 		pending   int
 		reserved  int
 		blocked   int
@@ -55,6 +56,7 @@ func New[L comparable, K comparable, V any](cfg Config, flush FlushFunc[L, K, V]
 	ctx, cancel := context.WithCancel(context.Background())
 	b := &Batcher[L, K, V]{cfg: cfg, flush: flush, wake: make(chan struct{}, 1), cancel: cancel}
 	b.mu.lanes = make(map[L]*Lane[L, K, V])
+	b.mu.active = make(map[*Lane[L, K, V]]struct{})
 	for range cfg.Flushers {
 		b.ended.Go(func() { b.run(ctx) })
 	}
@@ -100,7 +102,7 @@ func (b *Batcher[L, K, V]) Stats() Stats {
 	s := b.mu.stats
 	s.Pending, s.Blocked = b.mu.pending, b.mu.blocked
 	for _, l := range b.mu.lanes {
-		if l.err != nil {
+		if l.Err() != nil {
 			s.Stopped++
 		}
 	}
@@ -199,8 +201,8 @@ func (b *Batcher[L, K, V]) pick() (picked []*Lane[L, K, V], next time.Duration) 
 		at   time.Time
 	}
 	var candidates []due
-	for _, l := range b.mu.lanes {
-		at, _, ok := l.dueAtLocked()
+	for l := range b.mu.active {
+		at, ok := l.dueAtLocked()
 		if !ok {
 			continue
 		}
@@ -231,7 +233,7 @@ func (b *Batcher[L, K, V]) flushPicked(ctx context.Context, picked []*Lane[L, K,
 	segments := make([]Segment[L, K, V], len(picked))
 	wanted := false
 	for i, l := range picked {
-		if l.err != nil || len(l.queue) == 0 { // stopped since
+		if l.Err() != nil || len(l.queue) == 0 { // stopped since
 			parts[i] = newPart[K, V]()
 			continue
 		}
@@ -299,12 +301,18 @@ func (b *Batcher[L, K, V]) durableLocked(l *Lane[L, K, V], p *part[K, V]) {
 		return // the lane was stopped meanwhile
 	}
 	l.queue = l.queue[1:]
+	if len(l.queue) == 0 {
+		delete(b.mu.active, l)
+	}
+	if p.wanted {
+		l.wanted--
+	}
 	l.since = time.Now()
 	l.alone, l.attempts, l.notBefore = false, 0, time.Time{}
 	l.backoff.Reset()
 	b.mu.pending -= len(p.ops)
 	b.mu.stats.Flushed += int64(len(p.ops))
-	if l.err == nil {
+	if l.Err() == nil {
 		p.finish(nil)
 	}
 }
@@ -314,7 +322,7 @@ func (b *Batcher[L, K, V]) failedLocked(picked []*Lane[L, K, V], err error) {
 	for _, l := range picked {
 		l.flying = false
 		switch {
-		case l.err != nil:
+		case l.Err() != nil:
 		case permanent && len(picked) == 1:
 			b.stopLocked(l, err)
 		case permanent:
@@ -330,7 +338,7 @@ func (b *Batcher[L, K, V]) failedLocked(picked []*Lane[L, K, V], err error) {
 }
 
 func (b *Batcher[L, K, V]) stopLocked(l *Lane[L, K, V], err error) {
-	if l.err != nil {
+	if l.Err() != nil {
 		return
 	}
 	l.failLocked(err)

@@ -3,6 +3,7 @@ package batcher
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -15,14 +16,16 @@ type Lane[L comparable, K comparable, V any] struct {
 
 	// Guarded by b.mu.
 	queue     []*part[K, V]
+	wanted    int       // segments in the queue that somebody waits for
 	since     time.Time // when the oldest pending write came
 	flying    bool
 	alone     bool      // must be flushed without other lanes
 	notBefore time.Time // after a failure
 	backoff   *backoff.ExponentialBackOff
 	attempts  int
-	err       error // why the lane stopped
 	onDurable func([]Op[K, V])
+
+	stopped atomic.Pointer[error] // why the lane stopped; written under b.mu, read without, since every read of a store asks
 }
 
 // OnDurable sets a function that is called with each segment's operations when they are durable, before
@@ -96,6 +99,7 @@ func (l *Lane[L, K, V]) Add(reserved int, ops []Op[K, V]) (Ticket, error) {
 	}
 	if len(l.queue) == 0 {
 		l.since = time.Now()
+		b.mu.active[l] = struct{}{}
 	}
 	p := l.tailLocked(len(ops))
 	before := len(p.ops)
@@ -125,7 +129,10 @@ func (l *Lane[L, K, V]) ticket(p *part[K, V]) Ticket {
 		done: p.done,
 		want: func() {
 			l.b.mu.Lock()
-			p.wanted = true
+			if !p.wanted && !p.finished() {
+				p.wanted = true
+				l.wanted++
+			}
 			l.b.mu.Unlock()
 			l.b.nudge()
 		},
@@ -134,8 +141,8 @@ func (l *Lane[L, K, V]) ticket(p *part[K, V]) Ticket {
 }
 
 func (l *Lane[L, K, V]) refusalLocked() error {
-	if l.err != nil {
-		return l.err
+	if err := l.Err(); err != nil {
+		return err
 	}
 	if l.b.mu.closed {
 		return ErrClosed
@@ -145,17 +152,24 @@ func (l *Lane[L, K, V]) refusalLocked() error {
 
 // Barrier waits until everything that was added before is durable.
 func (l *Lane[L, K, V]) Barrier(ctx context.Context) error {
-	l.b.mu.Lock()
-	if l.err != nil {
-		defer l.b.mu.Unlock()
-		return l.err
+	t, err := l.Last()
+	if err != nil {
+		return err
 	}
-	var t Ticket
-	if n := len(l.queue); n > 0 {
-		t = l.ticket(l.queue[n-1])
-	}
-	l.b.mu.Unlock()
 	return t.Wait(ctx)
+}
+
+// Last is the ticket of what was added last.
+func (l *Lane[L, K, V]) Last() (Ticket, error) {
+	l.b.mu.Lock()
+	defer l.b.mu.Unlock()
+	if err := l.Err(); err != nil {
+		return Ticket{}, err
+	}
+	if n := len(l.queue); n > 0 {
+		return l.ticket(l.queue[n-1]), nil
+	}
+	return Ticket{}, nil
 }
 
 // Pending is the number of operations that are not durable.
@@ -172,11 +186,12 @@ func (l *Lane[L, K, V]) pendingLocked() (n int) {
 	return n
 }
 
-// Err says why the lane stopped, or nil.
+// Err says why the lane stopped, or nil. It takes no lock.
 func (l *Lane[L, K, V]) Err() error {
-	l.b.mu.Lock()
-	defer l.b.mu.Unlock()
-	return l.err
+	if err := l.stopped.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // Stop ends the lane: who waits gets err, and so does every later call. It removes the lane
@@ -191,7 +206,8 @@ func (l *Lane[L, K, V]) Stop(err error) []Op[K, V] {
 	}
 	l.failLocked(err)
 	b.mu.pending -= len(ops)
-	l.queue = nil
+	l.queue, l.wanted = nil, 0
+	delete(b.mu.active, l)
 	if b.mu.lanes[l.name] == l {
 		delete(b.mu.lanes, l.name)
 	}
@@ -202,27 +218,20 @@ func (l *Lane[L, K, V]) Stop(err error) []Op[K, V] {
 
 // failLocked tells all who wait. What is pending stays in the queue.
 func (l *Lane[L, K, V]) failLocked(err error) {
-	if l.err == nil {
-		l.err = err
-	}
+	l.stopped.CompareAndSwap(nil, &err)
 	for _, p := range l.queue {
-		select {
-		case <-p.done:
-		default:
-			p.finish(l.err)
+		if !p.finished() {
+			p.finish(l.Err())
 		}
 	}
 }
 
 // dueAtLocked is when the lane wants to be flushed; ok is false if it has nothing to do.
-func (l *Lane[L, K, V]) dueAtLocked() (at time.Time, urgent, ok bool) {
-	if l.flying || l.err != nil || len(l.queue) == 0 {
-		return at, false, false
+func (l *Lane[L, K, V]) dueAtLocked() (at time.Time, ok bool) {
+	if l.flying || l.Err() != nil || len(l.queue) == 0 {
+		return at, false
 	}
-	urgent = l.b.mu.draining || l.b.mu.gate != nil || len(l.queue) > 1 || len(l.queue[0].ops) >= l.b.cfg.SegmentSize
-	for _, p := range l.queue {
-		urgent = urgent || p.wanted
-	}
+	urgent := l.b.mu.draining || l.b.mu.gate != nil || l.wanted > 0 || len(l.queue) > 1 || len(l.queue[0].ops) >= l.b.cfg.SegmentSize
 	at = l.since
 	if !urgent {
 		at = l.since.Add(l.b.cfg.Interval)
@@ -233,5 +242,5 @@ func (l *Lane[L, K, V]) dueAtLocked() (at time.Time, urgent, ok bool) {
 	if l.notBefore.After(at) {
 		at = l.notBefore
 	}
-	return at, urgent, true
+	return at, true
 }

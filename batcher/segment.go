@@ -65,6 +65,15 @@ func (p *part[K, V]) finish(err error) {
 	close(p.done)
 }
 
+func (p *part[K, V]) finished() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // Ticket lets a writer wait for its group. The zero Ticket is durable.
 type Ticket struct {
 	done <-chan struct{}

@@ -40,6 +40,9 @@ type Config[V any] struct {
 	Size func(V) int
 	// Scope names the part of a [Scoped] type that a key belongs to.
 	Scope func(Key) string
+	// Equal says whether two values are the same, so that a write that changes nothing
+	// costs nothing. Nil means never.
+	Equal func(a, b V) bool
 	// Keep says whether the clean value of a [KeysOnly] type stays in memory
 	// until the budget wants its room. Nil means never.
 	Keep func(Key, V) bool

@@ -93,6 +93,7 @@ func newCache(budget int64) *cache.Cache[string] {
 		Residency: func(t cache.Type) cache.Residency { return cache.Residency(t) },
 		Size:      func(v string) int { return len(v) },
 		Scope:     func(k cache.Key) string { return k.ID[:1] },
+		Equal:     func(a, b string) bool { return a == b },
 		Budget:    budget,
 	})
 }
@@ -220,7 +221,14 @@ func TestP1P2AgainstAModel(t *testing.T) {
 				k, v := keys.Draw(t, "key"), rapid.StringN(1, 3, -1).Draw(t, "value")
 				op := cache.Op(rapid.IntRange(0, 2).Draw(t, "op"))
 				require.NoError(t, inst.Update(ctx, overlay, d.commit, func(w *cache.View[string]) error {
-					w.Write(cache.Write[string]{Key: k, Op: op, Value: v})
+					switch op {
+					case cache.Put:
+						w.Put(k, v)
+					case cache.PutIfAbsent:
+						w.PutIfAbsent(k, v)
+					case cache.Delete:
+						w.Delete(k)
+					}
 					return nil
 				}))
 				switch _, exists := current()[k]; {

@@ -210,8 +210,21 @@ func (v *View[V]) changed(k Key) bool {
 // Write repeats a write, as one of an [Overlay].
 func (v *View[V]) Write(w Write[V]) { v.own.set(w) }
 
-// Put sets the value of k. The value belongs to the cache from now on.
-func (v *View[V]) Put(k Key, value V) { v.own.set(Write[V]{Key: k, Op: Put, Value: value}) }
+// Put sets the value of k. The value belongs to the cache from now on. If memory holds an equal one, nothing is written.
+func (v *View[V]) Put(k Key, value V) {
+	if !v.unchanged(k, value) {
+		v.own.set(Write[V]{Key: k, Op: Put, Value: value})
+	}
+}
+
+// unchanged says whether k is known to have the value already.
+func (v *View[V]) unchanged(k Key, value V) bool {
+	if v.inst.cache.cfg.Equal == nil || v.changed(k) {
+		return false
+	}
+	e := v.inst.mu.entries[k.Type][k.ID]
+	return e != nil && e.state == hasValue && !e.ifAbsent && v.inst.cache.cfg.Equal(e.value, value)
+}
 
 // PutIfAbsent sets the value of k if there is none, without asking for it.
 func (v *View[V]) PutIfAbsent(k Key, value V) {
@@ -223,5 +236,10 @@ func (v *View[V]) PutIfAbsent(k Key, value V) {
 	v.own.set(Write[V]{Key: k, Op: PutIfAbsent, Value: value})
 }
 
-// Delete removes k.
-func (v *View[V]) Delete(k Key) { v.own.set(Write[V]{Key: k, Op: Delete}) }
+// Delete removes k. If memory knows that there is none, nothing is written.
+func (v *View[V]) Delete(k Key) {
+	e := v.inst.mu.entries[k.Type][k.ID]
+	if v.changed(k) || (e == nil && !v.inst.absentLocked(k)) || (e != nil && e.state != deleted) {
+		v.own.set(Write[V]{Key: k, Op: Delete})
+	}
+}

@@ -47,7 +47,7 @@ func (v *appStateKeyValue) export() *store.AppStateSyncKey {
 }
 
 func (s *deviceStore) appStateKeys(ctx context.Context) (all []*appStateKeyValue, err error) {
-	err = s.read(ctx, func(v *view) error {
+	err = s.readAll(ctx, typeAppStateKey, func(v *view) error {
 		all = nil
 		for _, id := range v.IDs(typeAppStateKey, "") {
 			stored, ok := v.Get(cache.Key{Type: typeAppStateKey, ID: id})

@@ -138,7 +138,7 @@ func (v *contactValue) export() types.ContactInfo {
 // GetAllContacts implements [store.ContactStore].
 func (s *deviceStore) GetAllContacts(ctx context.Context) (map[types.JID]types.ContactInfo, error) {
 	var all map[types.JID]types.ContactInfo
-	err := s.read(ctx, func(v *view) error {
+	err := s.readAll(ctx, typeContact, func(v *view) error {
 		ids := v.IDs(typeContact, "")
 		all = make(map[types.JID]types.ContactInfo, len(ids))
 		for _, id := range ids {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -39,8 +40,8 @@ type Container struct {
 	mu struct {
 		sync.Mutex
 		instances map[string]*instance // taken by this container
-		closed    bool
 	}
+	ended     atomic.Bool // set under mu, read without
 	closeOnce sync.Once
 	tasks     sync.WaitGroup // background work, ended by stopTasks
 	tasksCtx  context.Context
@@ -92,6 +93,7 @@ func (c *Container) start(ctx context.Context) error {
 		Residency: func(t cache.Type) cache.Residency { return keyTypes[t].residency },
 		Size:      value.size,
 		Scope:     macScope,
+		Equal:     equal,
 		Keep:      keepUnprocessed,
 		Budget:    c.cfg.MemoryBudget,
 	})
@@ -164,7 +166,7 @@ func (c *Container) Close() error {
 func (c *Container) Shutdown(ctx context.Context) error {
 	c.closeOnce.Do(func() {
 		c.mu.Lock()
-		c.mu.closed = true
+		c.ended.Store(true)
 		instances := make([]*instance, 0, len(c.mu.instances))
 		for _, in := range c.mu.instances {
 			instances = append(instances, in)
@@ -195,7 +197,7 @@ func (c *Container) Shutdown(ctx context.Context) error {
 func (c *Container) background(fn func(context.Context)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.mu.closed {
+	if !c.closed() {
 		c.tasks.Go(func() { fn(c.tasksCtx) })
 	}
 }
@@ -212,18 +214,16 @@ func (c *Container) Stats() Stats {
 }
 
 func (c *Container) closed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.mu.closed
+	return c.ended.Load()
 }
 
 // instance returns the instance called id, taken and loaded. It is pgx.ErrNoRows if there is none.
 func (c *Container) instance(ctx context.Context, id string) (*instance, error) {
 	for {
 		c.mu.Lock()
-		in, closed := c.mu.instances[id], c.mu.closed
+		in := c.mu.instances[id]
 		c.mu.Unlock()
-		if closed {
+		if c.closed() {
 			return nil, ErrClosed
 		}
 		if in != nil && in.failure() == nil {

@@ -113,11 +113,6 @@ func (j *deviceJSON) update(from *deviceJSON) *deviceJSON {
 	return &next
 }
 
-func (j *deviceJSON) sameMutable(o *deviceJSON) bool {
-	return j.LID == o.LID && j.Platform == o.Platform && j.BusinessName == o.BusinessName && j.PushName == o.PushName &&
-		j.LIDMigrationTimestamp == o.LIDMigrationTimestamp && j.CompanionMetaNonce == o.CompanionMetaNonce
-}
-
 func (j *deviceJSON) sameKeys(o *deviceJSON) bool {
 	return j.JID == o.JID && bytes.Equal(j.NoiseKey, o.NoiseKey) && bytes.Equal(j.IdentityKey, o.IdentityKey)
 }
@@ -211,8 +206,8 @@ func (c *Container) NewDevice() *store.Device {
 // is none yet, it returns a fresh device that is bound to id when it pairs. It waits for a database that is away
 // until the context ends.
 func (c *Container) Instance(ctx context.Context, id string) (*store.Device, error) {
-	if id == "" || keyID(id) != id {
-		return nil, fmt.Errorf("%w: instance id must be valid text of 1 to %d bytes without NUL, backslash or '|'", ErrInvalidInput, maxIDBytes)
+	if err := checkInstanceID(id); err != nil {
+		return nil, err
 	}
 	d, err := c.takeDevice(ctx, id)
 	if d == nil && err == nil {
@@ -222,8 +217,18 @@ func (c *Container) Instance(ctx context.Context, id string) (*store.Device, err
 	return d, err
 }
 
-// takeDevice opens an instance and returns its device, nil if there is none.
+func checkInstanceID(id string) error {
+	if id == "" || len(id) > maxIDBytes || !text(id).storable() {
+		return fmt.Errorf("%w: instance id must be UTF-8 of 1 to %d bytes without NUL", ErrInvalidInput, maxIDBytes)
+	}
+	return nil
+}
+
+// takeDevice takes an instance and returns its device, nil if there is none.
 func (c *Container) takeDevice(ctx context.Context, id string) (*store.Device, error) {
+	if err := c.recheck(ctx, id); err != nil {
+		return nil, err
+	}
 	in, err := c.instance(ctx, id)
 	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrDeviceDeleted) {
 		return nil, nil
@@ -237,6 +242,25 @@ func (c *Container) takeDevice(ctx context.Context, id string) (*store.Device, e
 		return nil, fmt.Errorf("%w: creds are missing", ErrCorrupt)
 	}
 	return c.device(id, v.(*credsValue).Device)
+}
+
+// recheck finds out whether an instance that this container took was taken by somebody else since, who may have gone
+// again: then what memory holds of it is old.
+func (c *Container) recheck(ctx context.Context, id string) error {
+	c.mu.Lock()
+	in := c.mu.instances[id]
+	c.mu.Unlock()
+	if in == nil || in.failure() != nil {
+		return nil
+	}
+	var epoch int64
+	err := c.read(ctx, `SELECT epoch FROM {schema}.instances WHERE id = $1`, []any{id}, func() { epoch = 0 }, func(rows pgx.Rows) error {
+		return rows.Scan(&epoch)
+	})
+	if err == nil && epoch > in.epoch() {
+		in.stop(ErrOwnershipLost)
+	}
+	return err
 }
 
 // GetDevice returns the device with the given JID (usually an AD-JID) and takes its instance, or nil if there is none.
@@ -316,7 +340,7 @@ func (c *Container) read(ctx context.Context, statement string, args []any, begi
 	if c.closed() {
 		return ErrClosed
 	}
-	return c.retry(ctx, func() error {
+	return c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		begin()
 		rows, err := c.pool.Query(ctx, c.sql(statement), append([]any{pgx.QueryExecModeExec}, args...)...)
 		if err != nil {
@@ -345,6 +369,9 @@ func (c *Container) putDevice(ctx context.Context, d *store.Device, id string) e
 	if err := checkDevice(d); err != nil {
 		return err
 	}
+	if err := checkInstanceID(id); err != nil {
+		return err
+	}
 	// Whatever happens below, the client goes on to use the stores.
 	defer c.wire(d, id)
 	in, err := c.instance(ctx, id)
@@ -359,25 +386,38 @@ func (c *Container) putDevice(ctx context.Context, d *store.Device, id string) e
 	}
 	next := deviceToJSON(d)
 	var lidChanged bool
-	err = in.write(ctx, patienceDurable, func(v *view) error {
+	err = in.read(ctx, func(v *view) error {
 		stored, found := v.Get(deviceKey)
 		if !found {
-			return nil
+			return fmt.Errorf("%w: creds are missing", ErrCorrupt)
 		}
 		old := stored.(*credsValue).Device
+		lidChanged = old.LID != next.LID
 		if !old.sameKeys(next) {
 			return fmt.Errorf("%w: instance holds a device with another JID or other keys", ErrDeviceConflict)
 		}
-		lidChanged = old.LID != next.LID
-		if !old.sameMutable(next) {
-			v.Put(deviceKey, &credsValue{Device: old.update(next)})
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if lidChanged {
+		// Before the credentials: the client saves a LID again only if it changed, so the pair must not come later.
+		if err = c.putOwnLID(ctx, d, id); err != nil {
+			return err
+		}
+	}
+	return in.write(ctx, patienceDurable, func(v *view) error {
+		if stored, found := v.Get(deviceKey); found {
+			v.Put(deviceKey, &credsValue{Device: stored.(*credsValue).Device.update(next)})
 		}
 		return nil
 	})
-	if err != nil || !lidChanged {
-		return err
-	}
-	return c.retry(ctx, func() error {
+}
+
+// putOwnLID stores a device's new LID where instances are listed and in the LID map.
+func (c *Container) putOwnLID(ctx context.Context, d *store.Device, id string) error {
+	err := c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		return pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, c.sql(`UPDATE {schema}.instances SET lid = $2 WHERE id = $1`), pgx.QueryExecModeExec, id, keyID(d.LID.String())); err != nil {
 				return err
@@ -385,6 +425,11 @@ func (c *Container) putDevice(ctx context.Context, d *store.Device, id string) e
 			return c.LIDMap.putOwn(ctx, tx, d)
 		})
 	})
+	if err != nil {
+		return fmt.Errorf("pgstore: storing the device's LID: %w", err)
+	}
+	c.LIDMap.learnOwn(d)
+	return nil
 }
 
 // insertDevice stores a new device, with its own LID pair, in one transaction.
@@ -393,7 +438,7 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 	if err != nil {
 		return err
 	}
-	err = c.retry(ctx, func() error {
+	err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		return pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, c.sql(`WITH i AS (
 					INSERT INTO {schema}.instances (id, jid, lid, epoch, owner, timeline)
@@ -437,7 +482,7 @@ func (c *Container) deleteDevice(ctx context.Context, d *store.Device, id string
 	if c.closed() {
 		return ErrClosed
 	}
-	err := c.retry(ctx, func() error {
+	err := c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		_, err := c.pool.Exec(ctx, c.sql(`DELETE FROM {schema}.instances WHERE id = $1 AND jid = $2`), pgx.QueryExecModeExec, id, keyID(d.ID.String()))
 		return err
 	})

@@ -63,12 +63,80 @@ func (s *deviceStore) instance(ctx context.Context) (*instance, error) {
 }
 
 // get reads one key.
-func (s *deviceStore) get(ctx context.Context, k cache.Key) (value, bool, error) {
+func (s *deviceStore) get(ctx context.Context, k cache.Key) (v value, ok bool, err error) {
+	if s.looks(k.Type) {
+		err = s.look(ctx, k.Type, cache.OnDemand, func(w *view) error {
+			v, ok = w.Get(k)
+			return nil
+		})
+		return v, ok, err
+	}
 	in, err := s.instance(ctx)
 	if err != nil {
 		return nil, false, err
 	}
 	return in.get(ctx, k)
+}
+
+// readAll is read for a function that lists the keys of type t.
+func (s *deviceStore) readAll(ctx context.Context, t cache.Type, fn func(*view) error) error {
+	if s.looks(t) {
+		return s.look(ctx, t, cache.Resident, fn)
+	}
+	return s.read(ctx, fn)
+}
+
+// readSome is read for a function that gets keys of type t by their ids.
+func (s *deviceStore) readSome(ctx context.Context, t cache.Type, fn func(*view) error) error {
+	if s.looks(t) {
+		return s.look(ctx, t, cache.OnDemand, fn)
+	}
+	return s.read(ctx, fn)
+}
+
+// takingTypes are the Signal state: using it, even to read it, means to drive the device.
+var takingTypes = map[cache.Type]bool{typeSession: true, typeIdentity: true, typePreKey: true, typeSenderKey: true}
+
+// looks says whether a read of type t goes past the instance, because nobody here has taken it and the read is no reason to.
+func (s *deviceStore) looks(t cache.Type) bool {
+	if takingTypes[t] || s.c.closed() {
+		return false
+	}
+	s.mu.Lock()
+	taken := s.in != nil
+	s.mu.Unlock()
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return !taken && s.c.mu.instances[s.id] == nil
+}
+
+// look answers a read from the table through a cache that is thrown away, so that no later take trusts it.
+func (s *deviceStore) look(ctx context.Context, t cache.Type, held cache.Residency, fn func(*view) error) error {
+	f := &fetcher{c: s.c, id: s.id}
+	throwaway := cache.New(cache.Config[value]{
+		Residency: func(of cache.Type) cache.Residency {
+			if keyTypes[of].residency == cache.Scoped {
+				return cache.Scoped
+			}
+			return held
+		},
+		Size:  value.size,
+		Scope: macScope,
+	})
+	keys, err := throwaway.Open(ctx, s.id, f, func(ctx context.Context, fill *cache.Filler[value]) error {
+		if held != cache.Resident {
+			return nil
+		}
+		all, err := f.fetchType(ctx, t)
+		for k, v := range all {
+			fill.Add(k, v)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return keys.Read(ctx, nil, fn)
 }
 
 func (s *deviceStore) read(ctx context.Context, fn func(*view) error) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -114,27 +115,39 @@ func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
 	return nil
 }
 
-// prune deletes events that were inserted before cutoff: through the instance's own lane, as every write.
+// pruneChunk is how many events are looked at together.
+const pruneChunk = 500
+
+// prune deletes events that were inserted before cutoff: through the instance's own lane, as every write. One
+// that was stored anew since it was listed stays.
 func (in *instance) prune(ctx context.Context, t cache.Type, cutoff time.Time) error {
 	var old []string
-	err := in.c.retry(ctx, func() error {
-		rows, err := in.c.pool.Query(ctx, in.c.sql(`SELECT key_id FROM {schema}.auth_keys
-			WHERE instance_id = $1 AND key_type = $2 AND (data->>'insert_ms')::bigint < $3`), pgx.QueryExecModeExec, in.id, typeName(t), cutoff.UnixMilli())
-		if err != nil {
+	err := in.c.read(ctx, `SELECT key_id FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2 AND (data->>'insert_ms')::bigint < $3`,
+		[]any{in.id, typeName(t), cutoff.UnixMilli()}, func() { old = nil }, func(rows pgx.Rows) error {
+			var id string
+			err := rows.Scan(&id)
+			old = append(old, id)
 			return err
-		}
-		old, err = pgx.CollectRows(rows, pgx.RowTo[string])
-		return err
-	})
+		})
 	if err != nil {
 		return err
 	}
-	return in.write(ctx, patienceNone, func(v *view) error {
-		for _, id := range old {
-			v.Delete(cache.Key{Type: t, ID: id})
+	for ids := range slices.Chunk(old, pruneChunk) {
+		err = in.write(ctx, patienceNone, func(v *view) error {
+			for _, id := range ids {
+				k := cache.Key{Type: t, ID: id}
+				stored, _ := v.Get(k)
+				if event, ok := stored.(interface{ inserted() int64 }); ok && event.inserted() < cutoff.UnixMilli() {
+					v.Delete(k)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 func outgoingKey(chat types.JID, id types.MessageID) cache.Key {
@@ -143,7 +156,7 @@ func outgoingKey(chat types.JID, id types.MessageID) cache.Key {
 
 // GetOutgoingEvent implements [store.EventBuffer]. Absent is [sql.ErrNoRows], as the client expects.
 func (s *deviceStore) GetOutgoingEvent(ctx context.Context, chatJID, altChatJID types.JID, id types.MessageID) (format string, plaintext []byte, err error) {
-	err = s.read(ctx, func(v *view) error {
+	err = s.readSome(ctx, typeOutgoingEvent, func(v *view) error {
 		format, plaintext = "", nil
 		for _, chat := range []types.JID{chatJID, altChatJID} {
 			stored, ok := v.Get(outgoingKey(chat, id))

@@ -21,7 +21,8 @@ import (
 //  2. op: the writes of those lanes alone.
 //  3. Delete, upsert and insert them. A key occurs once per segment and a lane once per flush, so the three do not meet.
 //
-// Lanes and keys are sorted, so that two flushes lock rows in one order.
+// Lanes and keys are sorted, so that two flushes lock rows in one order. What is reported as durable
+// is on disk, also in a database that commits asynchronously by default.
 const flushStatement = `
 WITH lane AS (
     UPDATE {schema}.instances i SET seq = i.seq + 1
@@ -45,7 +46,8 @@ WITH lane AS (
     SELECT id, key_type, key_id, data::jsonb, seq FROM op WHERE op = 1
     ON CONFLICT (instance_id, key_type, key_id) DO NOTHING
 )
-SELECT id FROM lane`
+SELECT id, set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)
+FROM lane`
 
 // flush is the batcher's flush function.
 func (c *Container) flush(ctx context.Context, segments []segment) ([]error, error) {
@@ -69,7 +71,7 @@ func (c *Container) flush(ctx context.Context, segments []segment) ([]error, err
 	if err != nil {
 		return nil, flushError(err)
 	}
-	held, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	held, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (id string, err error) { return id, row.Scan(&id, nil) })
 	if err != nil {
 		return nil, flushError(err)
 	}

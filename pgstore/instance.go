@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/wataki/whatsmeow-pgstore/batcher"
@@ -24,11 +25,11 @@ type instance struct {
 		timeline   string
 	}
 
-	preKeys sync.Mutex // held while pre-keys are made
+	preKeys    sync.Mutex  // held while pre-keys are made
+	unbuffered atomic.Bool // the warning of warnUnbuffered was given
 
 	mu struct {
 		sync.Mutex
-		err      error
 		groups   map[string]*cache.Overlay[value] // open app-state groups by collection
 		migrated map[string]string                // PN user → LID user, once durable in memory order
 		pruned   time.Time                        // when outgoing events were last pruned
@@ -38,14 +39,15 @@ type instance struct {
 // String names the instance in logs and errors.
 func (in *instance) String() string { return in.id }
 
+func (in *instance) epoch() int64 {
+	in.fence.Lock()
+	defer in.fence.Unlock()
+	return in.fence.epoch
+}
+
+// failure says why the instance cannot be used, or nil. Every call asks, so it takes no lock.
 func (in *instance) failure() error {
-	in.mu.Lock()
-	err := in.mu.err
-	in.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if err = in.lane.Err(); err != nil {
+	if err := in.lane.Err(); err != nil {
 		return err
 	}
 	if in.c.closed() {
@@ -55,14 +57,7 @@ func (in *instance) failure() error {
 }
 
 // stop makes every later call fail with err and gives up what is pending.
-func (in *instance) stop(err error) {
-	in.mu.Lock()
-	if in.mu.err == nil {
-		in.mu.err = err
-	}
-	in.mu.Unlock()
-	in.lane.Stop(err)
-}
+func (in *instance) stop(err error) { in.lane.Stop(err) }
 
 // patience says what a write waits for.
 type patience uint8
@@ -79,6 +74,29 @@ type transaction struct {
 	overlay cache.Overlay[value]
 	mu      sync.Mutex
 	wait    patience
+	ended   bool
+}
+
+// errTransactionEnded is returned to a write that comes with the context of a transaction that has ended.
+var errTransactionEnded = errors.New("pgstore: decryption transaction has ended")
+
+// join notes that a write belongs to the transaction, and what its end must wait for.
+func (tx *transaction) join(wait patience) error {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	if tx.ended {
+		return errTransactionEnded
+	}
+	tx.wait = max(tx.wait, wait)
+	return nil
+}
+
+// end refuses further writes and says what to wait for.
+func (tx *transaction) end() patience {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	tx.ended = true
+	return tx.wait
 }
 
 type transactionKey struct{}
@@ -118,9 +136,9 @@ func (in *instance) write(ctx context.Context, wait patience, fn func(*view) err
 		return err
 	}
 	if tx := in.transactionOf(ctx); tx != nil {
-		tx.mu.Lock()
-		tx.wait = max(tx.wait, wait)
-		tx.mu.Unlock()
+		if err := tx.join(wait); err != nil {
+			return err
+		}
 		return in.keys.Update(ctx, &tx.overlay, nil, fn)
 	}
 	ticket, err := in.commit(ctx, fn)
@@ -163,6 +181,9 @@ func (in *instance) commit(ctx context.Context, fn func(*view) error) (batcher.T
 		}, fn)
 		if !added {
 			in.lane.Unreserve(room)
+			if err == nil { // nothing changed, but what is there may not be durable yet
+				ticket, err = in.lane.Last()
+			}
 		}
 		var need errNeedRoom
 		if errors.As(err, &need) {
@@ -225,10 +246,11 @@ func (in *instance) transact(ctx context.Context, fn func(context.Context) error
 		return fn(ctx)
 	}
 	tx := &transaction{in: in}
+	defer tx.end() // whatever fn started and left behind, and also when it panics
 	if err := fn(context.WithValue(ctx, transactionKey{}, tx)); err != nil {
 		return err
 	}
-	return in.write(ctx, tx.wait, func(v *view) error {
+	return in.write(ctx, tx.end(), func(v *view) error {
 		for _, w := range tx.overlay.Writes() {
 			v.Write(w)
 		}

@@ -2,11 +2,12 @@ package pgstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"go.mau.fi/whatsmeow/store"
@@ -16,8 +17,9 @@ import (
 // LIDMap is the mapping between phone numbers and LIDs, one to one, shared by all devices of a database. It is
 // safe for concurrent use.
 //
-// Answers, also negative ones, are kept in memory. New pairs are written through; while the database is away they live
-// in memory after [Config].OutageWait and are written when it is back. No lock is held while the database is asked.
+// Answers, also negative ones, are kept in memory. New pairs are written through, those of concurrent calls in one
+// transaction, and seen when they are durable; while the database is away they are seen after [Config].OutageWait
+// and written when it is back. No lock is held while the database is asked.
 type LIDMap struct {
 	c *Container
 
@@ -26,26 +28,33 @@ type LIDMap struct {
 		lids    map[string]string // by phone number; "" is known to be absent
 		pns     map[string]string // by LID
 		version uint64            // grows with every pair that is learnt
-		unsaved map[string]string // LID by phone number
+		queue   *lidBatch         // what the saver takes next, or nil
+		saving  bool              // the saver runs
 	}
-	saving sync.Mutex // one write to the table at a time
+}
+
+// lidBatch is a set of pairs on its way to the table.
+type lidBatch struct {
+	pairs map[string]string // LID by phone number
+	done  chan struct{}     // closed when it is saved or refused
+	err   error
 }
 
 var _ store.LIDStore = (*LIDMap)(nil)
 
 func newLIDMap(c *Container) *LIDMap {
 	m := &LIDMap{c: c}
-	m.mu.lids, m.mu.pns, m.mu.unsaved = make(map[string]string), make(map[string]string), make(map[string]string)
+	m.mu.lids, m.mu.pns = make(map[string]string), make(map[string]string)
 	return m
 }
 
-// close saves what was learnt while the database was away.
+// close saves what is still queued.
 func (m *LIDMap) close(ctx context.Context) error {
-	m.saveLater(ctx)
+	m.run(ctx)
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	if n := len(m.mu.unsaved); n > 0 {
-		return fmt.Errorf("%w: %d LID pairs are not saved", ErrUnavailable, n)
+	if m.mu.queue != nil {
+		return fmt.Errorf("%w: %d LID pairs are not saved", ErrUnavailable, len(m.mu.queue.pairs))
 	}
 	return nil
 }
@@ -146,7 +155,7 @@ func (m *LIDMap) query(ctx context.Context, byPN bool, users []string) (pairs []
 	if byPN {
 		column = "pn"
 	}
-	err = m.c.retry(ctx, func() error {
+	err = m.c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		rows, err := m.c.pool.Query(ctx, m.c.sql(`SELECT lid, pn FROM {schema}.lid_map WHERE `+column+` = ANY($1)`), pgx.QueryExecModeExec, users)
 		if err != nil {
 			return err
@@ -189,55 +198,98 @@ func (m *LIDMap) put(ctx context.Context, pairs []store.LIDMapping) error {
 	if m.c.closed() {
 		return ErrClosed
 	}
-	m.saving.Lock()
-	defer m.saving.Unlock()
-	limited, cancel := context.WithTimeout(ctx, m.c.cfg.OutageWait)
-	defer cancel()
-	err := m.c.retry(limited, func() error { return m.save(limited, news) })
-	if err == nil {
+	batch := m.enqueue(news)
+	patience := time.NewTimer(m.c.cfg.OutageWait)
+	defer patience.Stop()
+	select {
+	case <-batch.done:
+		if batch.err != nil {
+			return fmt.Errorf("pgstore: storing LID mapping: %w", batch.err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("pgstore: storing LID mapping: %w", context.Cause(ctx))
+	case <-patience.C:
 		m.learn(news)
+		m.c.cfg.Logger.Warn("pgstore: database is away, LID mapping kept in memory", "count", len(news))
 		return nil
 	}
-	if !errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
-		return fmt.Errorf("pgstore: storing LID mapping: %w", err)
-	}
-	m.learn(news)
-	m.mu.Lock()
-	first := len(m.mu.unsaved) == 0
-	for pn, lid := range news {
-		m.mu.unsaved[pn] = lid
-	}
-	m.mu.Unlock()
-	m.c.cfg.Logger.Warn("pgstore: database is away, LID mapping kept in memory", "count", len(news))
-	if first {
-		m.c.background(m.saveLater)
-	}
-	return nil
 }
 
-// saveLater writes the pairs that were learnt while the database was away.
-func (m *LIDMap) saveLater(ctx context.Context) {
+// enqueue adds pairs to the next batch and sees to it that the saver runs.
+func (m *LIDMap) enqueue(pairs map[string]string) *lidBatch {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	batch := m.mu.queue
+	if batch == nil {
+		batch = &lidBatch{pairs: make(map[string]string), done: make(chan struct{})}
+		m.mu.queue = batch
+	}
+	batch.add(pairs)
+	if !m.mu.saving {
+		m.mu.saving = true
+		m.c.background(m.run)
+	}
+	return batch
+}
+
+// add merges newer pairs; older ones of the same LID go.
+func (b *lidBatch) add(pairs map[string]string) {
+	lids := make(map[string]struct{}, len(pairs))
+	for _, lid := range pairs {
+		lids[lid] = struct{}{}
+	}
+	maps.DeleteFunc(b.pairs, func(_, lid string) bool { _, newer := lids[lid]; return newer })
+	maps.Copy(b.pairs, pairs)
+}
+
+// run is the saver: one batch after the other, until there is none or the context ends. What is not saved then stays queued.
+func (m *LIDMap) run(ctx context.Context) {
 	for {
 		m.mu.Lock()
-		batch := m.mu.unsaved
-		m.mu.unsaved = make(map[string]string)
+		batch := m.mu.queue
+		m.mu.queue, m.mu.saving = nil, batch != nil
 		m.mu.Unlock()
-		if len(batch) == 0 {
+		if batch == nil {
 			return
 		}
-		err := m.c.retry(ctx, func() error { return m.save(ctx, batch) })
+		err := m.c.retry(ctx, attemptTimeout, func(ctx context.Context) error { return m.save(ctx, batch.pairs) })
+		if err != nil && ctx.Err() != nil {
+			m.putBack(batch)
+			return
+		}
 		if err == nil {
-			continue
+			m.learn(m.notSuperseded(batch.pairs))
 		}
-		m.mu.Lock()
-		for pn, lid := range batch {
-			if _, newer := m.mu.unsaved[pn]; !newer {
-				m.mu.unsaved[pn] = lid
-			}
-		}
-		m.mu.Unlock()
+		batch.err = err
+		close(batch.done)
+	}
+}
+
+// putBack queues a batch again, before what came after it.
+func (m *LIDMap) putBack(batch *lidBatch) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.saving = false
+	if newer := m.mu.queue; newer != nil {
+		newer.pairs, batch.pairs = batch.pairs, newer.pairs
+		newer.add(batch.pairs)
 		return
 	}
+	m.mu.queue = batch
+}
+
+// notSuperseded leaves out the pairs of which a newer one is queued and may have been learnt already.
+func (m *LIDMap) notSuperseded(pairs map[string]string) map[string]string {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.mu.queue == nil {
+		return pairs
+	}
+	newer := &lidBatch{pairs: maps.Clone(pairs)}
+	newer.add(m.mu.queue.pairs)
+	maps.DeleteFunc(newer.pairs, func(pn, _ string) bool { _, queued := m.mu.queue.pairs[pn]; return queued })
+	return newer.pairs
 }
 
 // unknown leaves out what is known already, and of pairs that contradict each other the earlier.

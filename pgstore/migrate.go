@@ -2,12 +2,13 @@ package pgstore
 
 import (
 	"context"
+	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
-	"testing/fstest"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -20,35 +21,50 @@ import (
 const schemaVersion = 1
 
 //go:embed migrations/*.sql
-var migrations embed.FS
+var migrationFiles embed.FS
 
-// Upgrade brings the schema up to date. Any number of processes may call it at once: one
-// migrates, the others wait. A schema that is newer than the library is left alone if it
-// says that it may be used, else the error is [ErrSchemaTooNew].
+// migrationPoll is how often a process that waits for another one's migration looks again.
+const migrationPoll = 50 * time.Millisecond
+
+// Upgrade brings the schema up to date. Any number of processes may call it at once: one migrates, the
+// others wait. A schema that is newer than the library is left alone if it says that it may be used, else the
+// error is [ErrSchemaTooNew].
 //
-// The lock is an advisory one held by a transaction, since PgBouncer hands sessions around.
+//  1. If the schema is current, there is nothing to do and no right to create anything is needed.
+//  2. Try the lock. It is an advisory one that a transaction holds, since PgBouncer hands sessions around;
+//     and those who do not get it let go of their connection before they try again, since the one who has it
+//     needs another.
+//  3. Migrate, each migration in a transaction of its own.
 func (c *Container) Upgrade(ctx context.Context) error {
-	current, err := c.schemaCurrent(ctx)
-	if err != nil || current {
-		return err
-	}
-	if c.cfg.SkipMigrations {
-		return fmt.Errorf("%w (schema %s, wanted version %d)", ErrSchemaMissing, c.cfg.Schema, schemaVersion)
-	}
-	err = pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, pgx.QueryExecModeExec, "pgstore migrate "+c.cfg.Schema); err != nil {
-			return err
-		}
+	for {
 		current, err := c.schemaCurrent(ctx)
 		if err != nil || current {
 			return err
 		}
+		if c.cfg.SkipMigrations {
+			return fmt.Errorf("%w (schema %s, wanted version %d)", ErrSchemaMissing, c.cfg.Schema, schemaVersion)
+		}
+		if err = c.tryMigrate(ctx); err != nil {
+			return fmt.Errorf("pgstore: migrating schema %s: %w", c.cfg.Schema, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("pgstore: migrating schema %s: %w", c.cfg.Schema, context.Cause(ctx))
+		case <-time.After(migrationPoll):
+		}
+	}
+}
+
+// tryMigrate migrates if nobody else does.
+func (c *Container) tryMigrate(ctx context.Context) error {
+	return pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
+		var mine bool
+		err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))`, pgx.QueryExecModeExec, "pgstore migrate "+c.cfg.Schema).Scan(&mine)
+		if err != nil || !mine {
+			return err
+		}
 		return c.migrate(ctx)
 	})
-	if err != nil {
-		return fmt.Errorf("pgstore: migrating schema %s: %w", c.cfg.Schema, err)
-	}
-	return nil
 }
 
 // schemaCurrent says whether the schema may be used as it is.
@@ -70,23 +86,34 @@ func (c *Container) schemaCurrent(ctx context.Context) (bool, error) {
 	return version >= schemaVersion, nil
 }
 
+// migrate runs what goose finds missing, on connections of its own: it needs one while the lock holds another.
 func (c *Container) migrate(ctx context.Context) error {
+	pool := c.pool.Config()
+	conn := pool.ConnConfig.Copy()
+	conn.DefaultQueryExecMode = pgx.QueryExecModeExec // no prepared statements: PgBouncer
+	var options []stdlib.OptionOpenDB
+	if pool.BeforeConnect != nil {
+		options = append(options, stdlib.OptionBeforeConnect(pool.BeforeConnect))
+	}
+	if pool.AfterConnect != nil {
+		options = append(options, stdlib.OptionAfterConnect(pool.AfterConnect))
+	}
+	db := stdlib.OpenDB(*conn, options...)
+	defer db.Close()
 	var exists bool
-	if err := c.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)`, pgx.QueryExecModeExec, c.cfg.Schema).Scan(&exists); err != nil {
+	if err := db.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)`, c.cfg.Schema).Scan(&exists); err != nil {
 		return err
 	}
 	if !exists {
-		if _, err := c.pool.Exec(ctx, c.sql(`CREATE SCHEMA IF NOT EXISTS {schema}`), pgx.QueryExecModeExec); err != nil {
+		if _, err := db.ExecContext(ctx, c.sql(`CREATE SCHEMA IF NOT EXISTS {schema}`)); err != nil {
 			return err
 		}
 	}
-	files, err := c.migrationFiles()
+	steps, err := c.migrations()
 	if err != nil {
 		return err
 	}
-	db := stdlib.OpenDBFromPool(c.pool)
-	defer db.Close()
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, files,
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, nil, goose.WithGoMigrations(steps...),
 		goose.WithTableName(c.cfg.Schema+".goose_version"), goose.WithLogger(goose.NopLogger()))
 	if err != nil {
 		return err
@@ -95,21 +122,28 @@ func (c *Container) migrate(ctx context.Context) error {
 	return err
 }
 
-// migrationFiles are the embedded ones with the schema's name filled in.
-func (c *Container) migrationFiles() (fs.FS, error) {
-	files := make(fstest.MapFS)
-	names, err := fs.Glob(migrations, "migrations/*.sql")
+// migrations are the embedded files, 00001_name.sql and so on, with the schema's name filled in.
+func (c *Container) migrations() ([]*goose.Migration, error) {
+	names, err := fs.Glob(migrationFiles, "migrations/*.sql")
 	if err != nil {
 		return nil, err
 	}
+	var steps []*goose.Migration
 	for _, name := range names {
-		data, err := fs.ReadFile(migrations, name)
+		version, err := goose.NumericComponent(name)
 		if err != nil {
 			return nil, err
 		}
-		files[strings.TrimPrefix(name, "migrations/")] = &fstest.MapFile{Data: []byte(c.sql(string(data)))}
+		statements, err := fs.ReadFile(migrationFiles, name)
+		if err != nil {
+			return nil, err
+		}
+		steps = append(steps, goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, c.sql(string(statements)), pgx.QueryExecModeSimpleProtocol)
+			return err
+		}}, nil))
 	}
-	return files, nil
+	return steps, nil
 }
 
 // sql fills the schema's name into a statement.

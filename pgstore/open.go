@@ -1,6 +1,7 @@
 package pgstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -40,10 +41,10 @@ func (c *Container) take(ctx context.Context, id string) (t taken, err error) {
 // rows are read after the take was committed, so no earlier owner can change them any more.
 func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 	_, err := c.cache.Open(ctx, id, &fetcher{c: c, id: id}, func(ctx context.Context, fill *cache.Filler[value]) error {
-		ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
 		in := c.newInstance(id)
-		err := c.retry(ctx, func() error {
+		err := c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 			t, err := c.take(ctx, id)
 			in.fence.epoch, in.fence.seq, in.fence.timeline = t.epoch, t.seq, t.timeline
 			return err
@@ -51,7 +52,7 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 		if err != nil {
 			return err
 		}
-		if err = c.retry(ctx, func() error { return c.load(ctx, id, fill) }); err != nil {
+		if err = c.retry(ctx, loadTimeout, func(ctx context.Context) error { return c.load(ctx, in, fill) }); err != nil {
 			return err
 		}
 		in.keys = fill.Instance()
@@ -69,8 +70,10 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 	return in, nil
 }
 
-// loadTimeout bounds a load that nobody may be waiting for any more.
-const loadTimeout = 5 * time.Minute
+const (
+	loadTimeout = 2 * time.Minute // of one attempt to read an instance's rows
+	openTimeout = 5 * time.Minute // of taking and loading, which nobody may be waiting for any more
+)
 
 func (c *Container) newInstance(id string) *instance {
 	in := &instance{c: c, id: id}
@@ -91,7 +94,7 @@ func (c *Container) register(in *instance) error {
 	})
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.mu.closed {
+	if c.closed() {
 		return ErrClosed
 	}
 	c.mu.instances[in.id] = in
@@ -99,41 +102,27 @@ func (c *Container) register(in *instance) error {
 }
 
 // load reads what is held in memory. A row that does not parse is set aside and answers absent.
-func (c *Container) load(ctx context.Context, id string, fill *cache.Filler[value]) error {
+func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[value]) error {
 	rows, err := c.pool.Query(ctx, c.sql(`SELECT key_type, key_id, data::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)`),
-		pgx.QueryExecModeExec, id, namesOf(cache.Resident))
+		pgx.QueryExecModeExec, in.id, namesOf(cache.Resident))
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
-	var corrupt []cache.Key
-	for rows.Next() {
-		var name, keyID string
-		var data []byte
-		if err = rows.Scan(&name, &keyID, &data); err != nil {
-			return err
-		}
-		k := cache.Key{Type: typesByName[name], ID: keyID}
-		v, err := decode(k.Type, data)
-		if err != nil {
-			if k.Type == typeCreds {
-				return err
-			}
-			corrupt = append(corrupt, k)
-			continue
-		}
-		fill.Add(k, v)
-	}
-	if err = rows.Err(); err != nil {
+	corrupt, err := c.scan(rows, fill.Add)
+	if err != nil {
 		return err
 	}
 	for _, k := range corrupt {
-		if err = c.setAside(ctx, id, k, "does not parse"); err != nil {
+		if k.Type == typeCreds {
+			return fmt.Errorf("%w: creds", ErrCorrupt)
+		}
+		c.cfg.Logger.Error("pgstore: stored row cannot be read, set aside", "instance", in.id, "key_type", typeName(k.Type))
+		if err = c.moveAside(ctx, in, k); err != nil {
 			return err
 		}
 	}
-	rows, err = c.pool.Query(ctx, c.sql(`SELECT key_id FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)`),
-		pgx.QueryExecModeExec, id, namesOf(cache.KeysOnly))
+	rows, err = c.pool.Query(ctx, c.sql(`SELECT key_id FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2`),
+		pgx.QueryExecModeExec, in.id, typeName(typeBufferedEvent))
 	if err != nil {
 		return err
 	}
@@ -145,21 +134,53 @@ func (c *Container) load(ctx context.Context, id string, fill *cache.Filler[valu
 	return err
 }
 
-// setAside moves a row that cannot be read to where a person can look at it. Only the owner does this.
-func (c *Container) setAside(ctx context.Context, id string, k cache.Key, reason string) error {
-	c.cfg.Logger.Error("pgstore: stored row cannot be read, set aside", "instance", id, "key_type", typeName(k.Type), "reason", reason)
+// scan reads rows of key_type, key_id and data, and returns the keys of those that do not parse.
+func (c *Container) scan(rows pgx.Rows, add func(cache.Key, value)) (corrupt []cache.Key, err error) {
+	var name, keyID string
+	var data []byte
+	_, err = pgx.ForEachRow(rows, []any{&name, &keyID, &data}, func() error {
+		k := cache.Key{Type: typesByName[name], ID: keyID}
+		v, err := decode(k.Type, bytes.Clone(data))
+		if err != nil {
+			corrupt = append(corrupt, k)
+			return nil
+		}
+		add(k, v)
+		return nil
+	})
+	return corrupt, err
+}
+
+// moveAside moves a row that cannot be read, found while its instance is being opened, to where a person can look at it.
+// It checks the epoch, as every write does.
+func (c *Container) moveAside(ctx context.Context, in *instance, k cache.Key) error {
 	_, err := c.pool.Exec(ctx, c.sql(`WITH gone AS (
-			DELETE FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2 AND key_id = $3 RETURNING *)
+			DELETE FROM {schema}.auth_keys k USING {schema}.instances i
+			WHERE i.id = $1 AND i.epoch = $2 AND k.instance_id = i.id AND k.key_type = $3 AND k.key_id = $4 RETURNING k.*)
 		INSERT INTO {schema}.set_aside (instance_id, key_type, key_id, data, reason)
-		SELECT instance_id, key_type, key_id, data, $4 FROM gone`), pgx.QueryExecModeExec, id, typeName(k.Type), k.ID, reason)
+		SELECT instance_id, key_type, key_id, data, 'does not parse' FROM gone`),
+		pgx.QueryExecModeExec, in.id, in.fence.epoch, typeName(k.Type), k.ID)
 	return err
 }
 
-// retry repeats fn until it succeeds, its error is for good, or the context ends: a
-// database that cannot be reached is waited for, it never looks like one that is empty.
-func (c *Container) retry(ctx context.Context, fn func() error) error {
+// copyAside is moveAside for a row whose deletion goes through the batcher.
+func (c *Container) copyAside(ctx context.Context, id string, k cache.Key, reason string) error {
+	_, err := c.pool.Exec(ctx, c.sql(`INSERT INTO {schema}.set_aside (instance_id, key_type, key_id, data, reason)
+		SELECT instance_id, key_type, key_id, data, $4 FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2 AND key_id = $3`),
+		pgx.QueryExecModeExec, id, typeName(k.Type), k.ID, reason)
+	return err
+}
+
+// attemptTimeout bounds one attempt at a statement, so that a connection that is half open does not hold up the next one.
+const attemptTimeout = 30 * time.Second
+
+// retry repeats fn until it succeeds, its error is for good, or the context ends: a database that
+// cannot be reached is waited for, it never looks like one that is empty. Each attempt has a limit of its own.
+func (c *Container) retry(ctx context.Context, limit time.Duration, fn func(context.Context) error) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := fn()
+		attempt, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		err := fn(attempt)
 		if err != nil && (ctx.Err() != nil || !unavailable(err)) {
 			return struct{}{}, backoff.Permanent(err)
 		}
@@ -197,25 +218,23 @@ func (f *fetcher) FetchScope(ctx context.Context, t cache.Type, scope string) (m
 		WHERE instance_id = $1 AND key_type = $2 AND starts_with(key_id, $3)`, f.id, typeName(t), scope+idSeparator)
 }
 
+// fetchType gets all keys of a type.
+func (f *fetcher) fetchType(ctx context.Context, t cache.Type) (map[cache.Key]value, error) {
+	return f.query(ctx, `SELECT key_type, key_id, data::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2`, f.id, typeName(t))
+}
+
 func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map[cache.Key]value, error) {
 	out := make(map[cache.Key]value)
-	err := f.c.retry(ctx, func() error {
+	err := f.c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		clear(out)
 		rows, err := f.c.pool.Query(ctx, f.c.sql(statement), append([]any{pgx.QueryExecModeExec}, args...)...)
 		if err != nil {
 			return err
 		}
-		var name, keyID string
-		var data []byte
-		_, err = pgx.ForEachRow(rows, []any{&name, &keyID, &data}, func() error {
-			k := cache.Key{Type: typesByName[name], ID: keyID}
-			v, err := decode(k.Type, append([]byte(nil), data...))
-			if err != nil {
-				return err
-			}
-			out[k] = v
-			return nil
-		})
+		corrupt, err := f.c.scan(rows, func(k cache.Key, v value) { out[k] = v })
+		for _, k := range corrupt {
+			f.c.cfg.Logger.Error("pgstore: stored row cannot be read, counts as absent", "instance", f.id, "key_type", typeName(k.Type))
+		}
 		return err
 	})
 	if err != nil {

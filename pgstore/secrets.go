@@ -67,7 +67,7 @@ func (s *deviceStore) GetMessageSecret(ctx context.Context, chat, sender types.J
 	if err != nil {
 		return nil, types.EmptyJID, err
 	}
-	err = s.read(ctx, func(v *view) error {
+	err = s.readSome(ctx, typeMessageSecret, func(v *view) error {
 		secret, realSender = nil, types.EmptyJID
 		for _, c := range chats {
 			for _, from := range senders {
@@ -121,7 +121,7 @@ func (s *deviceStore) GetPrivacyToken(ctx context.Context, user types.JID) (*sto
 		return nil, err
 	}
 	var best *privacyTokenValue
-	err = s.read(ctx, func(v *view) error {
+	err = s.readSome(ctx, typePrivacyToken, func(v *view) error {
 		best = nil
 		for _, form := range forms {
 			stored, ok := v.Get(tokenKey(form))

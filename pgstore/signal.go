@@ -3,7 +3,6 @@ package pgstore
 import (
 	"bytes"
 	"context"
-	"strconv"
 
 	"go.mau.fi/whatsmeow/types"
 
@@ -55,19 +54,43 @@ func (s *deviceStore) record(ctx context.Context, k cache.Key) ([]byte, error) {
 	return s.readable(k, rec), nil
 }
 
+// readable returns a copy of a record, or nil, and sets the row aside, if it is none.
 func (s *deviceStore) readable(k cache.Key, rec *recordValue) []byte {
 	data, err := rec.bytes()
-	if err != nil || !plausibleRecord(data) {
-		s.c.cfg.Logger.Error("pgstore: record cannot be read, counts as absent", "instance", s.id, "key_type", typeName(k.Type))
+	if err != nil {
+		s.c.background(func(ctx context.Context) { s.setAside(ctx, k, rec) })
 		return nil
 	}
 	return bytes.Clone(data)
 }
 
-// plausibleRecord is a cheap check that a record is what libsignal serialises: a JSON object with something in it. (Parsing
-// each would take longer than reading it.)
-func plausibleRecord(data []byte) bool {
-	return len(data) > 2 && data[0] == '{' && data[len(data)-1] == '}'
+// setAside moves a record that cannot be read to where a person can look at it, unless it was replaced meanwhile. The
+// copy is made at once; the deletion goes the way of every write.
+func (s *deviceStore) setAside(ctx context.Context, k cache.Key, rec *recordValue) {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return
+	}
+	current := func(v *view) bool {
+		stored, ok := v.Get(k)
+		return ok && stored == value(rec)
+	}
+	mine := false
+	if err = in.read(ctx, func(v *view) error { mine = current(v); return nil }); err != nil || !mine {
+		return
+	}
+	s.c.cfg.Logger.Error("pgstore: stored record cannot be read, set aside", "instance", s.id, "key_type", typeName(k.Type))
+	if err = s.c.copyAside(ctx, in.id, k, "cannot be read"); err == nil {
+		err = in.write(ctx, patienceNone, func(v *view) error {
+			if current(v) {
+				v.Delete(k)
+			}
+			return nil
+		})
+	}
+	if err != nil && ctx.Err() == nil {
+		s.c.cfg.Logger.Warn("pgstore: record not set aside", "instance", s.id, "error", err)
+	}
 }
 
 // GetSession implements [store.SessionStore].
@@ -110,18 +133,39 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 	if len(session) == 0 {
 		return invalid("session is empty")
 	}
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
 	k := newKey(typeSession, address)
 	wait := patienceNone
-	if s.c.cfg.Sends == Durable {
-		old, err := s.GetSession(ctx, address)
+	if in.transactionOf(ctx) == nil {
+		old, err := s.record(ctx, k)
 		if err != nil {
 			return err
 		}
-		if in, _ := s.instance(ctx); in.transactionOf(ctx) == nil && sendingAdvanced(old, session) {
-			wait = patienceDurable
+		switch {
+		case sendingAdvanced(old, session):
+			wait = s.sendPatience()
+		case sameSendingChain(old, session):
+			s.warnUnbuffered(in)
 		}
 	}
 	return s.put(ctx, wait, k, newRecord(session))
+}
+
+// sameSendingChain says whether neither chain nor counter changed: with the rest, the session of a decryption.
+func sameSendingChain(old, next []byte) bool {
+	chain, counter, ok := sendingCounter(next)
+	oldChain, oldCounter, oldOK := sendingCounter(old)
+	return ok && oldOK && counter == oldCounter && bytes.Equal(chain, oldChain)
+}
+
+// warnUnbuffered says once that a decryption came outside of DoDecryptionTxn although DurableAcks is on.
+func (s *deviceStore) warnUnbuffered(in *instance) {
+	if s.c.cfg.DurableAcks && in.unbuffered.CompareAndSwap(false, true) {
+		s.c.cfg.Logger.Warn("pgstore: DurableAcks has no effect: set EnableDecryptedEventBuffer on the client", "instance", s.id)
+	}
 }
 
 // PutManySessions implements [store.SessionStore]. The client calls it when it has encrypted and before the message leaves.
@@ -159,24 +203,6 @@ func sendingAdvanced(old, next []byte) bool {
 	return counter > 0
 }
 
-// sendingCounter finds the name and the next counter of the current sending chain. libsignal writes its fields in one order and
-// the current state first, so the first "SenderChain" is the one, and a search is far cheaper than parsing.
-func sendingCounter(record []byte) (chain []byte, counter uint64, ok bool) {
-	_, rest, ok := bytes.Cut(record, []byte(`"SenderChain":`))
-	if !ok {
-		return nil, 0, false
-	}
-	_, key, ok1 := bytes.Cut(rest, []byte(`"SenderRatchetKeyPublic":"`))
-	chain, _, ok2 := bytes.Cut(key, []byte(`"`))
-	_, index, ok3 := bytes.Cut(rest, []byte(`"Index":`))
-	end := bytes.IndexAny(index, ",}")
-	if !ok1 || !ok2 || !ok3 || end < 0 {
-		return nil, 0, false
-	}
-	counter, err := strconv.ParseUint(string(index[:end]), 10, 64)
-	return chain, counter, err == nil
-}
-
 // DeleteAllSessions implements [store.SessionStore]: of the addresses "phone:*", exactly.
 func (s *deviceStore) DeleteAllSessions(ctx context.Context, phone string) error {
 	return s.remove(ctx, typeSession, func(v *view) []string { return v.IDs(typeSession, escapeID(phone)+":") })
@@ -201,35 +227,41 @@ func (s *deviceStore) MigratePNToLID(ctx context.Context, pn, lid types.JID) err
 	if done {
 		return nil
 	}
-	moved := 0
-	err = in.write(ctx, patienceNone, func(v *view) error {
-		moved = 0
-		for _, t := range []cache.Type{typeSession, typeIdentity} {
-			for _, id := range v.IDs(t, escapeID(from)+":") {
-				if value, ok := v.Get(cache.Key{Type: t, ID: id}); ok {
-					v.Delete(cache.Key{Type: t, ID: id})
-					v.Put(cache.Key{Type: t, ID: escapeID(to) + id[len(escapeID(from)):]}, value)
-					moved++
-				}
-			}
-		}
-		for _, id := range v.IDs(typeSenderKey, escapeID(from)+":") {
-			if value, ok := v.Get(cache.Key{Type: typeSenderKey, ID: id}); ok {
-				v.Delete(cache.Key{Type: typeSenderKey, ID: id})
-				v.Put(cache.Key{Type: typeSenderKey, ID: escapeID(to) + id[len(escapeID(from)):]}, value)
-				moved++
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	// Nearly always there is nothing to move: then a reader's lock is enough.
+	there := 0
+	if err = in.read(ctx, func(v *view) error { there = len(addressesOf(v, from)); return nil }); err != nil {
 		return err
 	}
-	in.mu.Lock()
-	in.mu.migrated[from] = to
-	in.mu.Unlock()
-	s.c.cfg.Logger.Debug("pgstore: migrated phone number to LID", "instance", s.id, "moved", moved)
+	if there > 0 {
+		if err = in.write(ctx, patienceNone, func(v *view) error {
+			for _, k := range addressesOf(v, from) {
+				if value, ok := v.Get(k); ok {
+					v.Delete(k)
+					v.Put(cache.Key{Type: k.Type, ID: escapeID(to) + k.ID[len(escapeID(from)):]}, value)
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		s.c.cfg.Logger.Debug("pgstore: migrated phone number to LID", "instance", s.id, "moved", there)
+	}
+	if in.transactionOf(ctx) == nil { // one that is open may still be rolled back
+		in.mu.Lock()
+		in.mu.migrated[from] = to
+		in.mu.Unlock()
+	}
 	return nil
+}
+
+// addressesOf lists what is stored for the addresses of a Signal user.
+func addressesOf(v *view, user string) (found []cache.Key) {
+	for _, t := range []cache.Type{typeSession, typeIdentity, typeSenderKey} {
+		for _, id := range v.IDs(t, escapeID(user)+":") {
+			found = append(found, cache.Key{Type: t, ID: id})
+		}
+	}
+	return found
 }
 
 // senderKeyKey puts the sender first, so that a user's sender keys are found by prefix.
@@ -251,15 +283,10 @@ func (s *deviceStore) PutSenderKey(ctx context.Context, group, user string, sess
 		return err
 	} else if !bytes.Equal(senderKeyID(old), senderKeyID(session)) {
 		wait = patienceOutage
+	} else if in, _ := s.instance(ctx); in.transactionOf(ctx) == nil {
+		s.warnUnbuffered(in)
 	}
 	return s.put(ctx, wait, k, newRecord(session))
-}
-
-// senderKeyID is the text of the current state's id, which changes when a new key was distributed.
-func senderKeyID(record []byte) []byte {
-	_, rest, _ := bytes.Cut(record, []byte(`"KeyID":`))
-	end := bytes.IndexAny(rest, ",}")
-	return rest[:max(end, 0)]
 }
 
 // ownAddress says whether a Signal address is this device's, as phone number or as LID.

@@ -3,8 +3,8 @@ package pgstore
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"strings"
-	"sync/atomic"
 	"unicode/utf8"
 
 	"github.com/wataki/whatsmeow-pgstore/cache"
@@ -20,7 +20,7 @@ type value interface {
 func decode(t cache.Type, data []byte) (value, error) {
 	v := keyTypes[t].empty()
 	if rec, ok := v.(*recordValue); ok {
-		rec.form.Store(&recordForm{json: data})
+		rec.load(data)
 		return rec, nil
 	}
 	if err := json.Unmarshal(data, v); err != nil {
@@ -36,6 +36,16 @@ func decode(t cache.Type, data []byte) (value, error) {
 func encode(v value) (string, error) {
 	b, err := json.Marshal(v)
 	return string(b), err
+}
+
+// equal says whether a write of b over a would change nothing. A record that was not used since it was loaded counts as
+// another: looking would mean decoding it.
+func equal(a, b value) bool {
+	if x, ok := a.(*recordValue); ok {
+		y, ok := b.(*recordValue)
+		return ok && x.same(y)
+	}
+	return reflect.DeepEqual(a, b)
 }
 
 // text is a string that a stranger may have sent. JSONB knows neither NUL nor broken UTF-8, so such a
@@ -73,67 +83,6 @@ type bytesValue struct {
 }
 
 func (v *bytesValue) size() int { return 24 + len(v.Value) }
-
-// recordValue is a libsignal record: {"record": text}, as libsignal serialised it,
-// or {"record_b64": base64} if that is not text. It is decoded at its first use, since a
-// restart loads thousands of them and uses a few.
-type recordValue struct {
-	form atomic.Pointer[recordForm]
-}
-
-type recordForm struct {
-	json   []byte // the data column, or nil once decoded
-	record []byte
-}
-
-type recordJSON struct {
-	Record    *text  `json:"record,omitempty"`
-	RecordB64 []byte `json:"record_b64,omitempty"`
-}
-
-func newRecord(record []byte) *recordValue {
-	v := new(recordValue)
-	v.form.Store(&recordForm{record: append(make([]byte, 0, len(record)), record...)})
-	return v
-}
-
-// bytes returns the record; it is shared, copy it before it leaves the store.
-func (v *recordValue) bytes() ([]byte, error) {
-	form := v.form.Load()
-	if form.json == nil {
-		return form.record, nil
-	}
-	var decoded recordJSON
-	if err := json.Unmarshal(form.json, &decoded); err != nil {
-		return nil, ErrCorrupt
-	}
-	record := decoded.RecordB64
-	if decoded.Record != nil {
-		record = []byte(*decoded.Record)
-	}
-	if len(record) == 0 {
-		return nil, ErrCorrupt
-	}
-	v.form.CompareAndSwap(form, &recordForm{record: record})
-	return record, nil
-}
-
-// MarshalJSON implements [json.Marshaler].
-func (v *recordValue) MarshalJSON() ([]byte, error) {
-	form := v.form.Load()
-	if form.json != nil {
-		return form.json, nil
-	}
-	if t := text(form.record); t.storable() {
-		return json.Marshal(recordJSON{Record: &t})
-	}
-	return json.Marshal(recordJSON{RecordB64: form.record})
-}
-
-func (v *recordValue) size() int {
-	form := v.form.Load()
-	return 48 + len(form.json) + len(form.record)
-}
 
 // preKeyValue is {"private": base64 (32 bytes), "uploaded": bool}.
 type preKeyValue struct {
@@ -219,7 +168,8 @@ type bufferedEventValue struct {
 	InsertMS  int64  `json:"insert_ms"`
 }
 
-func (v *bufferedEventValue) size() int { return 48 + len(v.Plaintext) }
+func (v *bufferedEventValue) size() int       { return 48 + len(v.Plaintext) }
+func (v *bufferedEventValue) inserted() int64 { return v.InsertMS }
 
 // outgoingEventValue is {"format": text, "plaintext": base64, "insert_ms": Unix milliseconds}.
 type outgoingEventValue struct {
@@ -228,7 +178,8 @@ type outgoingEventValue struct {
 	InsertMS  int64  `json:"insert_ms"`
 }
 
-func (v *outgoingEventValue) size() int { return 56 + len(v.Format) + len(v.Plaintext) }
+func (v *outgoingEventValue) size() int       { return 56 + len(v.Format) + len(v.Plaintext) }
+func (v *outgoingEventValue) inserted() int64 { return v.InsertMS }
 
 // credsValue has two shapes: the device's credentials under the id "device" and
 // {"next_pre_key_id"} under "pre_keys".

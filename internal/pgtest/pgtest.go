@@ -28,6 +28,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/testcontainers/testcontainers-go"
 	"github.com/testcontainers/testcontainers-go/wait"
+	signallogger "go.mau.fi/libsignal/logger"
 )
 
 // Server is a PostgreSQL that databases can be made on.
@@ -253,6 +254,7 @@ func Open(t testing.TB) string {
 
 // Main runs the tests of a package that uses Open; it is called by TestMain with m.Run.
 func Main(run func() int) int {
+	signallogger.Debug() // libsignal sets its default logger at the first use, without a lock
 	code := run()
 	if started.Load() {
 		if server, err := shared(); err == nil {

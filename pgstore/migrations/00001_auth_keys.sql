@@ -1,5 +1,3 @@
--- +goose Up
-
 CREATE TABLE {schema}.schema_info (version int PRIMARY KEY, usable_from int NOT NULL);
 INSERT INTO {schema}.schema_info VALUES (1, 1);
 
@@ -56,14 +54,12 @@ CREATE TABLE {schema}.set_aside (
 );
 
 -- A record is JSON text; this reads it without failing on one that is not.
--- +goose StatementBegin
 CREATE FUNCTION {schema}.record_json(data jsonb) RETURNS jsonb LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
     RETURN (data->>'record')::jsonb;
 EXCEPTION WHEN others THEN
     RETURN NULL;
 END $$;
--- +goose StatementEnd
 
 -- Counters and chains for people, without a key in it.
 CREATE VIEW {schema}.session_counters AS
@@ -85,14 +81,3 @@ SELECT instance_id, key_id AS group_and_sender, seq, updated_at,
             THEN jsonb_array_length(r -> 'SenderKeyStates') END AS states
 FROM {schema}.auth_keys, LATERAL (SELECT {schema}.record_json(data) AS r) AS parsed
 WHERE key_type = 'sender_key';
-
--- +goose Down
-DROP VIEW {schema}.sender_key_counters;
-DROP VIEW {schema}.session_counters;
-DROP FUNCTION {schema}.record_json(jsonb);
-DROP TABLE {schema}.set_aside;
-DROP TABLE {schema}.lid_map;
-DROP TABLE {schema}.auth_keys;
-DROP TABLE {schema}.instances;
-DROP SEQUENCE {schema}.epochs;
-DROP TABLE {schema}.schema_info;

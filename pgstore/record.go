@@ -1,0 +1,123 @@
+package pgstore
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+	"sync/atomic"
+	"unicode/utf8"
+)
+
+// recordValue is a session or a sender key: {"record": text} for what libsignal's JSON serializer wrote (libsignal
+// serialize/JSONSerializer.go), byte for byte, and {"record_b64": base64} for any other bytes. It is decoded at its
+// first use, since a restart loads thousands of records and uses a few.
+type recordValue struct {
+	form atomic.Pointer[recordForm]
+}
+
+type recordForm struct {
+	json   []byte // the data column, or nil once decoded
+	record []byte
+}
+
+type recordJSON struct {
+	Record    *text  `json:"record,omitempty"`
+	RecordB64 []byte `json:"record_b64,omitempty"`
+}
+
+func newRecord(record []byte) *recordValue {
+	v := new(recordValue)
+	v.form.Store(&recordForm{record: bytes.Clone(record)})
+	return v
+}
+
+func (v *recordValue) load(data []byte) { v.form.Store(&recordForm{json: data}) }
+
+// bytes returns the record; it is shared, copy it before it leaves the store. A text that is not a record is [ErrCorrupt];
+// bytes in base64 were put like that and are nobody's to judge.
+func (v *recordValue) bytes() ([]byte, error) {
+	form := v.form.Load()
+	if form.json == nil {
+		return form.record, nil
+	}
+	var decoded recordJSON
+	if err := json.Unmarshal(form.json, &decoded); err != nil {
+		return nil, ErrCorrupt
+	}
+	record := decoded.RecordB64
+	if decoded.Record != nil {
+		record = []byte(*decoded.Record)
+		if !looksLikeRecord(record) || !json.Valid(record) {
+			return nil, ErrCorrupt
+		}
+	}
+	if len(record) == 0 {
+		return nil, ErrCorrupt
+	}
+	v.form.CompareAndSwap(form, &recordForm{record: record})
+	return record, nil
+}
+
+func (v *recordValue) same(o *recordValue) bool {
+	a, b := v.form.Load(), o.form.Load()
+	return a.json == nil && b.json == nil && bytes.Equal(a.record, b.record)
+}
+
+// MarshalJSON implements [json.Marshaler].
+func (v *recordValue) MarshalJSON() ([]byte, error) {
+	form := v.form.Load()
+	if form.json != nil {
+		return form.json, nil
+	}
+	if t := text(form.record); looksLikeRecord(form.record) && utf8.Valid(form.record) && t.storable() {
+		return json.Marshal(recordJSON{Record: &t})
+	}
+	return json.Marshal(recordJSON{RecordB64: form.record})
+}
+
+func (v *recordValue) size() int {
+	form := v.form.Load()
+	return 48 + len(form.json) + len(form.record)
+}
+
+// looksLikeRecord is a cheap check that libsignal would not panic on a record: a session has a sending chain in its
+// current state, and a sender key has a state.
+func looksLikeRecord(record []byte) bool {
+	if len(record) < 2 || record[0] != '{' || record[len(record)-1] != '}' {
+		return false
+	}
+	if _, _, ok := sendingCounter(record); ok {
+		return true
+	}
+	return bytes.Contains(record, []byte(`"SenderKeyStates":[{`)) && senderKeyID(record) != nil
+}
+
+// libsignal writes its fields in one order and the current state first, so the first "SenderChain" of a session is
+// the current one and the first "KeyID" of a sender key is its newest. Searching is far cheaper than parsing.
+
+// sendingCounter finds the name and the next counter of a session's current sending chain.
+func sendingCounter(session []byte) (chain []byte, counter uint64, ok bool) {
+	_, rest, ok := bytes.Cut(session, []byte(`"SenderChain":{`))
+	if !ok {
+		return nil, 0, false
+	}
+	_, key, ok1 := bytes.Cut(rest, []byte(`"SenderRatchetKeyPublic":"`))
+	chain, _, ok2 := bytes.Cut(key, []byte(`"`))
+	_, index, ok3 := bytes.Cut(rest, []byte(`"Index":`))
+	end := bytes.IndexAny(index, ",}")
+	if !ok1 || !ok2 || !ok3 || end < 0 {
+		return nil, 0, false
+	}
+	counter, err := strconv.ParseUint(string(index[:end]), 10, 64)
+	return chain, counter, err == nil
+}
+
+// senderKeyID is the text of the newest state's id, which changes when a new key was distributed; nil if there is none.
+func senderKeyID(senderKey []byte) []byte {
+	_, rest, ok := bytes.Cut(senderKey, []byte(`"KeyID":`))
+	end := bytes.IndexAny(rest, ",}")
+	if !ok || end < 0 {
+		return nil
+	}
+	return rest[:end]
+}
