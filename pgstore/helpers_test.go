@@ -2,17 +2,14 @@ package pgstore_test
 
 import (
 	"context"
-	"math/rand/v2"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
-	"go.mau.fi/util/random"
-	"go.mau.fi/whatsmeow/proto/waAdv"
 	"go.mau.fi/whatsmeow/store"
-	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
@@ -25,7 +22,7 @@ func open(t testing.TB, edit ...func(*pgstore.Config)) (*pgstore.Container, stri
 
 func reopen(t testing.TB, dsn string, edit ...func(*pgstore.Config)) *pgstore.Container {
 	t.Helper()
-	cfg := pgstore.Config{DSN: dsn}
+	cfg := pgstore.Config{DSN: dsn} // or a Pool that edit sets
 	for _, f := range edit {
 		f(&cfg)
 	}
@@ -38,26 +35,9 @@ func reopen(t testing.TB, dsn string, edit ...func(*pgstore.Config)) *pgstore.Co
 // pair gives a fresh device what pairing would and saves it.
 func pair(t testing.TB, d *store.Device) *store.Device {
 	t.Helper()
-	fillPairing(d)
+	signaltest.FillPairing(d)
 	require.NoError(t, d.Save(context.Background()))
 	return d
-}
-
-func fillPairing(d *store.Device) {
-	jid := types.JID{User: digits(), Device: 7, Server: types.DefaultUserServer}
-	d.ID = &jid
-	d.LID = types.JID{User: digits(), Device: 7, Server: types.HiddenUserServer}
-	d.Account = &waAdv.ADVSignedDeviceIdentity{
-		Details: random.Bytes(40), AccountSignature: random.Bytes(64), AccountSignatureKey: random.Bytes(32), DeviceSignature: random.Bytes(64),
-	}
-}
-
-func digits() string {
-	b := []byte("49")
-	for range 11 {
-		b = append(b, byte('0'+rand.IntN(10)))
-	}
-	return string(b)
 }
 
 // scalar runs a query with one value on a connection of its own.

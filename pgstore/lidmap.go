@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -12,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/cache"
 )
 
 // LIDMap is the mapping between phone numbers and LIDs, one to one, shared by all devices of a database. It is
@@ -106,6 +109,35 @@ func (m *LIDMap) GetManyLIDsForPNs(ctx context.Context, pns []types.JID) (map[ty
 	}
 	return result, nil
 }
+
+// preload gets the pairs of all users with whom an instance has a session, so that no message waits for one.
+func (m *LIDMap) preload(ctx context.Context, keys *cache.Instance[value]) error {
+	pns, lids := make(map[string]struct{}), make(map[string]struct{})
+	err := keys.Read(ctx, nil, func(v *view) error {
+		for _, id := range v.IDs(typeSession, "") {
+			address, _, _ := strings.Cut(unescapeID(id), ":")
+			user, agent, _ := strings.Cut(address, "_")
+			switch agent {
+			case "":
+				pns[user] = struct{}{}
+			case lidAgent:
+				lids[user] = struct{}{}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if _, err = m.lookup(ctx, false, slices.Collect(maps.Keys(lids))); err != nil {
+		return err
+	}
+	_, err = m.lookup(ctx, true, slices.Collect(maps.Keys(pns)))
+	return err
+}
+
+// lidAgent is how a Signal address says that its user is a LID.
+var lidAgent = strconv.Itoa(int(types.JID{Server: types.HiddenUserServer}.ActualAgent()))
 
 // lookup answers from memory and asks the table for the rest. If a pair was learnt meanwhile, it begins again.
 func (m *LIDMap) lookup(ctx context.Context, byPN bool, users []string) (map[string]string, error) {

@@ -56,6 +56,9 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 			return err
 		}
 		in.keys = fill.Instance()
+		if err = c.LIDMap.preload(ctx, in.keys); err != nil {
+			return err
+		}
 		return c.register(in)
 	})
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/wataki/whatsmeow-pgstore/batcher"
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
@@ -53,12 +54,12 @@ func TestNamedInstance(t *testing.T) {
 	other, err := c.Instance(ctx, "shop-42")
 	require.NoError(t, err)
 	pair(t, fresh)
-	fillPairing(other)
+	signaltest.FillPairing(other)
 	require.ErrorIs(t, other.Save(ctx), pgstore.ErrDeviceConflict, "two unpaired devices under one id")
 
 	twin, err := c.Instance(ctx, "shop-43")
 	require.NoError(t, err)
-	fillPairing(twin)
+	signaltest.FillPairing(twin)
 	twin.ID = fresh.ID
 	require.ErrorIs(t, twin.Save(ctx), pgstore.ErrDeviceConflict, "one JID under two ids")
 
