@@ -1,6 +1,8 @@
 package storetest_test
 
 import (
+	"flag"
+	"fmt"
 	"os"
 	"testing"
 
@@ -29,4 +31,24 @@ func TestConformance(t *testing.T) {
 		}
 	})
 	require.Empty(t, storetest.Unexercised(), "differences that no case looks at")
+}
+
+var (
+	seeds = flag.Int("differential.seeds", 3, "random sequences to compare with sqlstore; the long form is 10")
+	steps = flag.Int("differential.steps", 1000, "calls in each; the long form is 10000")
+)
+
+func TestDifferential(t *testing.T) {
+	t.Parallel()
+	for seed := range *seeds {
+		for _, ours := range []storetest.Backend{
+			storetest.Pgstore("in memory", func(*pgstore.Config) {}),
+			storetest.Pgstore("evicting", func(cfg *pgstore.Config) { cfg.MemoryBudget = 1 }),
+		} {
+			t.Run(fmt.Sprintf("seed %d %s", seed, ours.Name), func(t *testing.T) {
+				t.Parallel()
+				storetest.Differential(t, ours, storetest.SqlstoreSQLite(), uint64(seed), *steps)
+			})
+		}
+	}
 }
