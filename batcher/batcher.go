@@ -53,7 +53,7 @@ func New[L comparable, K comparable, V any](cfg Config, flush FlushFunc[L, K, V]
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("batcher: %w", err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.Background()) //nolint:gosec // Close calls it
 	b := &Batcher[L, K, V]{cfg: cfg, flush: flush, wake: make(chan struct{}, 1), cancel: cancel}
 	b.mu.lanes = make(map[L]*Lane[L, K, V])
 	b.mu.active = make(map[*Lane[L, K, V]]struct{})

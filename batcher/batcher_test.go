@@ -166,7 +166,7 @@ func TestP3SegmentsAreBoundedAndInOrder(t *testing.T) {
 func TestP7WritersBlockAtTheLimitUntilHalfIsFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tb := newTable()
-		var down error = errors.New("away")
+		down := errors.New("away")
 		tb.fail = func([]testSegment) error { return down }
 		b := start(t, batcher.Config{PendingLimit: 4, SegmentSize: 1}, tb)
 		l := b.Lane("a")

@@ -75,7 +75,7 @@ func (s *deviceStore) GetLatestAppStateSyncKeyID(ctx context.Context) ([]byte, e
 // GetAllAppStateSyncKeys implements [store.AppStateSyncKeyStore]: newest first.
 func (s *deviceStore) GetAllAppStateSyncKeys(ctx context.Context) ([]*store.AppStateSyncKey, error) {
 	all, err := s.appStateKeys(ctx)
-	var out []*store.AppStateSyncKey
+	out := make([]*store.AppStateSyncKey, 0, len(all))
 	for _, k := range all {
 		out = append(out, k.export())
 	}

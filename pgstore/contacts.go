@@ -181,7 +181,7 @@ func (s *deviceStore) changeChat(ctx context.Context, chat types.JID, edit func(
 // PutMutedUntil implements [store.ChatSettingsStore]: -1 stands for ever, 0 for the zero time.
 func (s *deviceStore) PutMutedUntil(ctx context.Context, chat types.JID, mutedUntil time.Time) error {
 	var seconds int64
-	if mutedUntil == store.MutedForever {
+	if mutedUntil.Equal(store.MutedForever) {
 		seconds = -1
 	} else if !mutedUntil.IsZero() {
 		seconds = mutedUntil.Unix()

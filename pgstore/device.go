@@ -163,12 +163,12 @@ type binding struct {
 
 // PutDevice implements [store.DeviceContainer].
 func (b *binding) PutDevice(ctx context.Context, d *store.Device) error {
-	return b.Container.putDevice(ctx, d, b.id)
+	return b.putDevice(ctx, d, b.id)
 }
 
 // DeleteDevice implements [store.DeviceContainer].
 func (b *binding) DeleteDevice(ctx context.Context, d *store.Device) error {
-	return b.Container.deleteDevice(ctx, d, b.id)
+	return b.deleteDevice(ctx, d, b.id)
 }
 
 // wire gives a saved device its stores. It may run any number of times.
@@ -195,7 +195,7 @@ func (c *Container) NewDevice() *store.Device {
 	d := &store.Device{
 		Log: c.cfg.Log, Container: c,
 		NoiseKey: keys.NewKeyPair(), IdentityKey: keys.NewKeyPair(),
-		RegistrationID: mathRand.Uint32(), // Signal's registration ids are not secret
+		RegistrationID: mathRand.Uint32(), //nolint:gosec // registration ids are not secret
 		AdvSecretKey:   random.Bytes(keyLength),
 	}
 	d.SignedPreKey = d.IdentityKey.CreateSignedPreKey(1)
@@ -231,7 +231,7 @@ func (c *Container) takeDevice(ctx context.Context, id string) (*store.Device, e
 	}
 	in, err := c.instance(ctx, id)
 	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrDeviceDeleted) {
-		return nil, nil
+		return nil, nil //nolint:nilerr // that is what there being none looks like
 	} else if err != nil {
 		return nil, err
 	}
@@ -257,10 +257,15 @@ func (c *Container) recheck(ctx context.Context, id string) error {
 	err := c.read(ctx, `SELECT epoch FROM {schema}.instances WHERE id = $1`, []any{id}, func() { epoch = 0 }, func(rows pgx.Rows) error {
 		return rows.Scan(&epoch)
 	})
-	if err == nil && epoch > in.epoch() {
+	switch {
+	case err != nil:
+		return err
+	case epoch == 0:
+		in.stop(ErrDeviceDeleted)
+	case epoch > in.epoch():
 		in.stop(ErrOwnershipLost)
 	}
-	return err
+	return nil
 }
 
 // GetDevice returns the device with the given JID (usually an AD-JID) and takes its instance, or nil if there is none.

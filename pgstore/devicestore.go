@@ -178,9 +178,7 @@ func (s *deviceStore) remove(ctx context.Context, t cache.Type, ids func(*view) 
 
 func one(id string) func(*view) []string { return func(*view) []string { return []string{id} } }
 
-func invalid(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", ErrInvalidInput, fmt.Sprintf(format, args...))
-}
+func invalid(what string) error { return fmt.Errorf("%w: %s", ErrInvalidInput, what) }
 
 // found narrows what a read answered to the value's own type.
 func found[T value](v value, ok bool) (T, bool) {

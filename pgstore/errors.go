@@ -12,7 +12,10 @@ import (
 // server delivers it again. So everything that the store refuses although the message is good must match it.
 type refusal struct{ text string }
 
-func (e *refusal) Error() string        { return e.text }
+// Error implements error.
+func (e *refusal) Error() string { return e.text }
+
+// Is makes every refusal match context.Canceled.
 func (e *refusal) Is(target error) bool { return target == context.Canceled }
 
 // Errors to be tested with [errors.Is].

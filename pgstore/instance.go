@@ -148,10 +148,10 @@ func (in *instance) write(ctx context.Context, wait patience, fn func(*view) err
 	return in.wait(ctx, wait, ticket)
 }
 
-// errNeedRoom says how much room a group needs in the backlog.
-type errNeedRoom int
+// needRoomError says how much room a group needs in the backlog.
+type needRoomError int
 
-func (errNeedRoom) Error() string { return "pgstore: reservation too small" }
+func (needRoomError) Error() string { return "pgstore: reservation too small" }
 
 // commit makes the writes of fn one group: visible and queued at the same moment.
 //
@@ -168,7 +168,7 @@ func (in *instance) commit(ctx context.Context, fn func(*view) error) (batcher.T
 		added := false
 		err := in.keys.Update(ctx, nil, func(writes []cache.Write[value]) error {
 			if len(writes) > room {
-				return errNeedRoom(len(writes))
+				return needRoomError(len(writes))
 			}
 			ops := make([]op, len(writes))
 			for i, w := range writes {
@@ -185,7 +185,7 @@ func (in *instance) commit(ctx context.Context, fn func(*view) error) (batcher.T
 				ticket, err = in.lane.Last()
 			}
 		}
-		var need errNeedRoom
+		var need needRoomError
 		if errors.As(err, &need) {
 			room = int(need)
 			continue

@@ -99,7 +99,7 @@ func (c *Container) migrate(ctx context.Context) error {
 		options = append(options, stdlib.OptionAfterConnect(pool.AfterConnect))
 	}
 	db := stdlib.OpenDB(*conn, options...)
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	var exists bool
 	if err := db.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)`, c.cfg.Schema).Scan(&exists); err != nil {
 		return err

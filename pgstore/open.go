@@ -146,9 +146,9 @@ func (c *Container) scan(rows pgx.Rows, add func(cache.Key, value)) (corrupt []c
 		v, err := decode(k.Type, bytes.Clone(data))
 		if err != nil {
 			corrupt = append(corrupt, k)
-			return nil
+		} else {
+			add(k, v)
 		}
-		add(k, v)
 		return nil
 	})
 	return corrupt, err

@@ -163,7 +163,7 @@ func startEmbedded(ctx context.Context) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	db := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().Port(uint32(port)).RuntimePath(dir).Logger(nil)) //nolint:gosec // a port fits
+	db := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().Port(uint32(port)).RuntimePath(dir).Logger(nil))
 	if err = db.Start(); err != nil {
 		return nil, fmt.Errorf("embedded-postgres: %w", err)
 	}
@@ -180,7 +180,7 @@ func freePort() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
@@ -222,7 +222,7 @@ func (s *Server) exec(ctx context.Context, statement string) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close(ctx)
+	defer func() { _ = conn.Close(ctx) }()
 	_, err = conn.Exec(ctx, statement)
 	return err
 }

@@ -26,6 +26,6 @@ func ordinaryUser(dir string) (func() *syscall.SysProcAttr, error) {
 		return nil, err
 	}
 	return func() *syscall.SysProcAttr {
-		return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}} //nolint:gosec // ids fit
+		return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 	}, nil
 }

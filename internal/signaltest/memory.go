@@ -159,7 +159,9 @@ func (m *Memory) ClearBufferedEventPlaintext(_ context.Context, hash [32]byte) e
 }
 
 // DoDecryptionTxn implements [store.EventBuffer] without any isolation.
-func (m *Memory) DoDecryptionTxn(ctx context.Context, fn func(context.Context) error) error { return fn(ctx) }
+func (m *Memory) DoDecryptionTxn(ctx context.Context, fn func(context.Context) error) error {
+	return fn(ctx)
+}
 
 // GetManyLIDsForPNs implements [store.LIDStore].
 func (noLIDs) GetManyLIDsForPNs(context.Context, []types.JID) (map[types.JID]types.JID, error) {

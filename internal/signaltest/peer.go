@@ -52,6 +52,7 @@ type Peer struct {
 func NewPeer(d *store.Device) *Peer {
 	client := whatsmeow.NewClient(d, nil)
 	client.EnableDecryptedEventBuffer = true
+	//nolint:staticcheck // deprecated to warn off bots; this is what it is for
 	return &Peer{Device: d, client: client.DangerousInternals()}
 }
 

@@ -75,7 +75,7 @@ var appStateCases = []testCase{
 			all, err := s.AppStateKeys.GetAllAppStateSyncKeys(ctx)
 			require.NoError(t, err)
 			require.Len(t, all, 3)
-			require.EqualValues(t, []int64{30, 10, 5}, []int64{all[0].Timestamp, all[1].Timestamp, all[2].Timestamp})
+			require.Equal(t, []int64{30, 10, 5}, []int64{all[0].Timestamp, all[1].Timestamp, all[2].Timestamp})
 		},
 	},
 	{

@@ -21,7 +21,7 @@ import (
 // flushed or reopened, which must not be seen. What the stores are known to answer differently ([Differences]) is not drawn.
 func Differential(t *testing.T, ours, theirs Backend, seed uint64, steps int) {
 	d := &differential{
-		rng:  rand.New(rand.NewPCG(seed, 0)), //nolint:gosec // repeatable on purpose
+		rng:  rand.New(rand.NewPCG(seed, 0)), // repeatable on purpose
 		both: [2]*twin{{Subject: New(t, ours)}, {Subject: New(t, theirs)}},
 	}
 	for step := range steps {
@@ -106,11 +106,11 @@ func normal(answer []any) []any {
 			out[i] = errors.Is(v, sql.ErrNoRows)
 		case *store.BufferedEvent:
 			if v != nil {
-				out[i] = fmt.Sprint(v.Plaintext == nil, v.Plaintext, v.ServerTime.Unix())
+				out[i] = fmt.Sprint(v.Plaintext == nil, string(v.Plaintext), v.ServerTime.Unix())
 			}
 		case *store.PrivacyToken:
 			if v != nil {
-				out[i] = fmt.Sprint(v.User, v.Token, v.Timestamp.Unix(), v.SenderTimestamp.Unix())
+				out[i] = fmt.Sprint(v.User, string(v.Token), v.Timestamp.Unix(), v.SenderTimestamp.Unix())
 			}
 		case types.LocalChatSettings:
 			out[i] = fmt.Sprint(v.Found, v.Pinned, v.Archived, v.MutedUntil.Unix())
@@ -338,8 +338,8 @@ func (d *differential) secrets() call {
 		}},
 		call{"PutMessageSecrets", func(ctx context.Context, s *twin) []any { return []any{s.MsgSecrets.PutMessageSecrets(ctx, inserts)} }},
 		call{"GetMessageSecret", func(ctx context.Context, s *twin) []any {
-			got, real, err := s.MsgSecrets.GetMessageSecret(ctx, askedChat, askedSender, id)
-			return []any{got, real, err}
+			got, from, err := s.MsgSecrets.GetMessageSecret(ctx, askedChat, askedSender, id)
+			return []any{got, from, err}
 		}},
 	)
 }

@@ -1,0 +1,23 @@
+.DEFAULT_GOAL := help
+.PHONY: help test long bench lint fmt ci
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: ## all tests, in their short form
+	go test -race ./...
+
+long: ## the long form: random sequences against sqlstore
+	go test ./internal/storetest -run Differential -differential.seeds=10 -differential.steps=10000 -timeout 60m
+
+bench: ## benchmarks against sqlstore and maps; compare two runs with benchstat
+	go test ./pgstore -run '^$$' -bench . -count 5
+
+lint: ## golangci-lint
+	golangci-lint run ./...
+
+fmt: ## gofumpt and import order
+	golangci-lint fmt
+
+ci: ## what CI runs, on Debian
+	.ci/run

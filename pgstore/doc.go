@@ -1,0 +1,40 @@
+// Package pgstore keeps everything that a whatsmeow client must not lose in PostgreSQL: credentials, Signal sessions,
+// pre-keys, sender keys, app state, contacts. A bot replaces sqlstore.New by [New] and does not scan a QR code again after a
+// restart.
+//
+// # How it works
+//
+// Every key of a device is a row of one typed table, auth_keys. When a device is opened, its instance is taken (no other
+// process can write it from then on) and its keys are loaded into memory. A read is answered from there. A write is
+// visible when the method returns, and is saved behind its back: writes of all instances are gathered for a few
+// milliseconds, those of one key become one, and a single statement makes them durable. So encrypting and decrypting send
+// no statement of their own. Package cache holds the keys, package batcher saves them; both say how in their own comments.
+//
+// # What is waited for
+//
+// Some writes return only when they are durable: credentials and generated pre-keys, which others rely on;
+// deletions of a device; sends, as [Config].Sends says; and what the server sends only once (a new sender key of somebody
+// else, an app-state sync key, the NCT salt), this only for [Config].OutageWait.
+//
+// With [Config].DurableAcks and EnableDecryptedEventBuffer on the client, no message whose handler returned is lost.
+// Except: what the client stores from goroutines of its own (key shares, history syncs), and messages whose receipts are
+// sent as peer_msg or hist_sync, may be acknowledged before they are stored. Notifications and receipts need
+// SynchronousAck on the client.
+//
+// # When the database is away
+//
+// Encrypting and decrypting go on from memory, writes wait in memory up to [Config].PendingLimit, and then
+// writers block until their context ends. Reads of what is not held in memory (message secrets, outgoing events, app-state MACs,
+// old buffered events) wait until their context ends. Nothing is dropped, and nothing absent is made up.
+//
+// # Errors
+//
+// Errors carry the operation and the type of a key, never key material. What the store refuses although the message is
+// good ([ErrClosed], [ErrOwnershipLost], [ErrDatabaseRewound], [ErrRefused], [ErrUnavailable]) also matches context.Canceled: then the
+// client sends neither an acknowledgement nor a retry receipt, and the server delivers the message again.
+//
+// # What is open and who closes it
+//
+// [New] opens a pool of its own, which [Container.Close] closes; a pool in [Config].Pool is closed by whoever made it,
+// after the container. Disconnect the clients first, then close the container.
+package pgstore
