@@ -139,19 +139,17 @@ func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[v
 
 // scan reads rows of key_type, key_id and data, and returns the keys of those that do not parse.
 func (c *Container) scan(rows pgx.Rows, add func(cache.Key, value)) (corrupt []cache.Key, err error) {
-	var name, keyID string
-	var data []byte
-	_, err = pgx.ForEachRow(rows, []any{&name, &keyID, &data}, func() error {
-		k := cache.Key{Type: typesByName[name], ID: keyID}
-		v, err := decode(k.Type, bytes.Clone(data))
-		if err != nil {
+	defer rows.Close()
+	for rows.Next() {
+		raw := rows.RawValues() // Scan would copy a megabyte of sessions twice
+		k := cache.Key{Type: typesByName[string(raw[0])], ID: string(raw[1])}
+		if v, err := decode(k.Type, bytes.Clone(raw[2])); err != nil {
 			corrupt = append(corrupt, k)
 		} else {
 			add(k, v)
 		}
-		return nil
-	})
-	return corrupt, err
+	}
+	return corrupt, rows.Err()
 }
 
 // moveAside moves a row that cannot be read, found while its instance is being opened, to where a person can look at it.

@@ -26,8 +26,6 @@ import (
 
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 	"github.com/jackc/pgx/v5"
-	"github.com/testcontainers/testcontainers-go"
-	"github.com/testcontainers/testcontainers-go/wait"
 	signallogger "go.mau.fi/libsignal/logger"
 )
 
@@ -52,7 +50,7 @@ func Start(ctx context.Context) (*Server, error) {
 		return &Server{DSN: dsn, Description: "the PostgreSQL that the environment names"}, nil
 	}
 	var failures []error
-	for _, way := range []func(context.Context) (*Server, error){startContainer, startLocal, startEmbedded} {
+	for _, way := range []func(context.Context) (*Server, error){startDocker, startLocal, startEmbedded} {
 		server, err := way(ctx)
 		if err == nil {
 			return server, nil
@@ -60,37 +58,6 @@ func Start(ctx context.Context) (*Server, error) {
 		failures = append(failures, err)
 	}
 	return nil, fmt.Errorf("no PostgreSQL: set DATABASE_URL, or install Docker or PostgreSQL 14 or newer: %w", errors.Join(failures...))
-}
-
-const dockerTimeout = 3 * time.Second
-
-func startContainer(ctx context.Context) (*Server, error) {
-	probe, cancel := context.WithTimeout(ctx, dockerTimeout)
-	defer cancel()
-	if out, err := exec.CommandContext(probe, "docker", "info", "--format", "{{.ServerVersion}}").Output(); err != nil || len(out) < 2 {
-		return nil, errors.New("docker: no daemon answers")
-	}
-	image := cmp.Or(os.Getenv("PGSTORE_TEST_IMAGE"), "postgres:17-alpine")
-	container, err := testcontainers.GenericContainer(ctx, testcontainers.GenericContainerRequest{
-		Started: true,
-		ContainerRequest: testcontainers.ContainerRequest{
-			Image: image, ExposedPorts: []string{"5432/tcp"},
-			Env:        map[string]string{"POSTGRES_PASSWORD": "test", "POSTGRES_USER": "postgres", "POSTGRES_DB": "postgres"},
-			WaitingFor: wait.ForListeningPort("5432/tcp"),
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("docker: %w", err)
-	}
-	endpoint, err := container.PortEndpoint(ctx, "5432/tcp", "")
-	if err != nil {
-		return nil, fmt.Errorf("docker: %w", err)
-	}
-	server := &Server{
-		DSN: "postgres://postgres:test@" + endpoint + "/postgres", Description: image + " in Docker",
-		stop: func() error { return container.Terminate(context.Background()) },
-	}
-	return server, server.await(ctx)
 }
 
 // binaries is the directory of the newest initdb on this machine.
@@ -134,7 +101,7 @@ func startLocal(ctx context.Context) (*Server, error) {
 		return nil, err
 	}
 	server := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", strconv.Itoa(port), "-k", dir,
-		"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=300")
+		"-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=300")
 	server.SysProcAttr, server.Dir = as(), dir
 	if err = server.Start(); err != nil {
 		return nil, fmt.Errorf("local: postgres: %w", err)
@@ -258,7 +225,9 @@ func Main(run func() int) int {
 	code := run()
 	if started.Load() {
 		if server, err := shared(); err == nil {
-			_ = server.Stop()
+			if err = server.Stop(); err != nil {
+				fmt.Fprintln(os.Stderr, "stopping the test server:", err)
+			}
 		}
 	}
 	return code
