@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.mau.fi/whatsmeow/store"
 	waLog "go.mau.fi/whatsmeow/util/log"
@@ -41,12 +42,13 @@ type Container struct {
 		sync.Mutex
 		instances map[string]*instance // taken by this container
 	}
-	ended     atomic.Bool // set under mu, read without
-	closeOnce sync.Once
-	tasks     sync.WaitGroup // background work, ended by stopTasks
-	tasksCtx  context.Context
-	stopTasks context.CancelFunc
-	closeErr  error
+	ended      atomic.Bool // set under mu, read without
+	unprepared atomic.Bool // prepared statements are of no use here
+	closeOnce  sync.Once
+	tasks      sync.WaitGroup // background work, ended by stopTasks
+	tasksCtx   context.Context
+	stopTasks  context.CancelFunc
+	closeErr   error
 }
 
 var _ store.DeviceContainer = (*Container)(nil)
@@ -75,6 +77,11 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 			return nil, err
 		}
 		c.pool, c.ownPool = pool, true
+	}
+	switch c.pool.Config().ConnConfig.DefaultQueryExecMode {
+	case pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol: // so says who knows of a PgBouncer
+		c.unprepared.Store(true)
+	case pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec:
 	}
 	if err := c.start(ctx); err != nil {
 		if c.ownPool {
@@ -226,14 +233,14 @@ func (c *Container) instance(ctx context.Context, id string) (*instance, error) 
 		if c.closed() {
 			return nil, ErrClosed
 		}
-		if in != nil && in.failure() == nil {
+		if in != nil && in.usable() {
 			return in, nil
 		}
 		if in != nil {
 			c.forget(in)
 		}
 		opened, err := c.open(ctx, id)
-		if err != nil || opened.failure() == nil {
+		if err != nil || opened.usable() {
 			return opened, err
 		}
 		if errors.Is(opened.failure(), ErrDeviceDeleted) {

@@ -231,7 +231,7 @@ func (c *Container) takeDevice(ctx context.Context, id string) (*store.Device, e
 	}
 	in, err := c.instance(ctx, id)
 	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrDeviceDeleted) {
-		return nil, nil //nolint:nilerr // that is what there being none looks like
+		return nil, nil
 	} else if err != nil {
 		return nil, err
 	}
@@ -250,7 +250,7 @@ func (c *Container) recheck(ctx context.Context, id string) error {
 	c.mu.Lock()
 	in := c.mu.instances[id]
 	c.mu.Unlock()
-	if in == nil || in.failure() != nil {
+	if in == nil || !in.usable() {
 		return nil
 	}
 	var epoch int64

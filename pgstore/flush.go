@@ -65,13 +65,15 @@ func (c *Container) flush(ctx context.Context, segments []segment) ([]error, err
 			return nil, err
 		}
 	}
-	rows, err := c.pool.Query(ctx, c.sql(flushStatement), pgx.QueryExecModeExec,
-		lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines,
-		ops.instances, ops.types, ops.ids, ops.kinds, ops.data)
-	if err != nil {
-		return nil, flushError(err)
+	mode := pgx.QueryExecModeExec
+	if len(ops.ids) <= preparedOps && !c.unprepared.Load() {
+		mode = pgx.QueryExecModeCacheStatement
 	}
-	held, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (id string, err error) { return id, row.Scan(&id, nil) })
+	held, err := c.sendFlush(ctx, mode, lanes, ops)
+	if mode == pgx.QueryExecModeCacheStatement && preparedRefused(err) {
+		c.unprepared.Store(true)
+		held, err = c.sendFlush(ctx, pgx.QueryExecModeExec, lanes, ops)
+	}
 	if err != nil {
 		return nil, flushError(err)
 	}
@@ -86,6 +88,28 @@ func (c *Container) flush(ctx context.Context, segments []segment) ([]error, err
 		}
 	}
 	return results, nil
+}
+
+// preparedOps is how many operations a flush may have to be sent as a prepared statement. Planning takes longer than
+// executing a small flush, which a send may be waiting for; a large one wants a plan that knows its size.
+const preparedOps = 32
+
+// preparedRefused says whether a connection pooler between us and the server lost a prepared statement, or has one of
+// another client under its name: PgBouncer before 1.21 in transaction mode. Nothing was executed then.
+func preparedRefused(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && (pgErr.Code == "26000" || pgErr.Code == "42P05")
+}
+
+// sendFlush sends the statement and returns the ids of the instances for which it held.
+func (c *Container) sendFlush(ctx context.Context, mode pgx.QueryExecMode, lanes laneColumns, ops opColumns) ([]string, error) {
+	rows, err := c.pool.Query(ctx, c.sql(flushStatement), mode,
+		lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines,
+		ops.instances, ops.types, ops.ids, ops.kinds, ops.data)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (id string, err error) { return id, row.Scan(&id, nil) })
 }
 
 type laneColumns struct {

@@ -56,6 +56,8 @@ func (in *instance) failure() error {
 	return nil
 }
 
+func (in *instance) usable() bool { return in.failure() == nil }
+
 // stop makes every later call fail with err and gives up what is pending.
 func (in *instance) stop(err error) { in.lane.Stop(err) }
 

@@ -56,7 +56,7 @@ func startContainer(ctx context.Context) (*Server, testcontainers.Container, err
 	server := &Server{
 		DSN:         fmt.Sprintf("postgres://postgres:test@127.0.0.1:%d/postgres?sslmode=disable", port),
 		Description: image + " in Docker",
-		stop:        func() error { return running.Terminate(context.Background()) }, //nolint:contextcheck // whatever became of the one that started it
+		stop:        func() error { return running.Terminate(context.Background()) },
 	}
 	if err = server.await(ctx); err != nil {
 		return nil, nil, errors.Join(err, server.Stop())

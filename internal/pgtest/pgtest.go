@@ -198,16 +198,22 @@ var shared = sync.OnceValues(func() (*Server, error) { return Start(context.Back
 
 var started atomic.Bool
 
+// Database returns the DSN of a new database and how to drop it, for runnable examples. The server is
+// started once per process and stopped by Main.
+func Database() (dsn string, drop func(context.Context) error, err error) {
+	server, err := shared()
+	if err != nil {
+		return "", nil, err
+	}
+	started.Store(true)
+	return server.NewDatabase(context.Background())
+}
+
 // Open returns the DSN of a new database that is dropped when the test ends. The
 // server is started once per process and stopped by Main.
 func Open(t testing.TB) string {
 	t.Helper()
-	server, err := shared()
-	if err != nil {
-		t.Fatal(err)
-	}
-	started.Store(true)
-	dsn, drop, err := server.NewDatabase(context.Background())
+	dsn, drop, err := Database()
 	if err != nil {
 		t.Fatal(err)
 	}
