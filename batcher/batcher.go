@@ -310,9 +310,9 @@ func (b *Batcher[L, K, V]) durableLocked(l *Lane[L, K, V], p *part[K, V]) {
 	l.since = time.Now()
 	l.alone, l.attempts, l.notBefore = false, 0, time.Time{}
 	l.backoff.Reset()
-	b.mu.pending -= len(p.ops)
 	b.mu.stats.Flushed += int64(len(p.ops))
 	if l.Err() == nil {
+		b.mu.pending -= len(p.ops)
 		p.finish(nil)
 	}
 }

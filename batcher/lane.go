@@ -194,6 +194,15 @@ func (l *Lane[L, K, V]) Err() error {
 	return nil
 }
 
+// Fail ends the lane as a flush that was refused does: who waits gets err, and so does every later call. What is
+// pending is kept and told by Close, but no longer counts as backlog.
+func (l *Lane[L, K, V]) Fail(err error) {
+	l.b.mu.Lock()
+	defer l.b.mu.Unlock()
+	l.failLocked(err)
+	l.b.openGateLocked()
+}
+
 // Stop ends the lane: who waits gets err, and so does every later call. It removes the lane
 // from the batcher and returns what was pending, in order. A flush that is under way is not waited for.
 func (l *Lane[L, K, V]) Stop(err error) []Op[K, V] {
@@ -205,9 +214,7 @@ func (l *Lane[L, K, V]) Stop(err error) []Op[K, V] {
 		ops = append(ops, p.ops...)
 	}
 	l.failLocked(err)
-	b.mu.pending -= len(ops)
 	l.queue, l.wanted = nil, 0
-	delete(b.mu.active, l)
 	if b.mu.lanes[l.name] == l {
 		delete(b.mu.lanes, l.name)
 	}
@@ -216,9 +223,12 @@ func (l *Lane[L, K, V]) Stop(err error) []Op[K, V] {
 	return ops
 }
 
-// failLocked tells all who wait. What is pending stays in the queue.
+// failLocked tells all who wait. What is pending stays in the queue, but not in the backlog that others wait for.
 func (l *Lane[L, K, V]) failLocked(err error) {
-	l.stopped.CompareAndSwap(nil, &err)
+	if l.stopped.CompareAndSwap(nil, &err) {
+		l.b.mu.pending -= l.pendingLocked()
+		delete(l.b.mu.active, l)
+	}
 	for _, p := range l.queue {
 		if !p.finished() {
 			p.finish(l.Err())

@@ -263,7 +263,7 @@ func (c *Container) recheck(ctx context.Context, id string) error {
 	case epoch == 0:
 		in.stop(ErrDeviceDeleted)
 	case epoch > in.epoch():
-		in.stop(ErrOwnershipLost)
+		in.lose(ErrOwnershipLost)
 	}
 	return nil
 }
@@ -379,7 +379,7 @@ func (c *Container) putDevice(ctx context.Context, d *store.Device, id string) e
 	}
 	// Whatever happens below, the client goes on to use the stores.
 	defer c.wire(d, id)
-	in, err := c.instance(ctx, id)
+	in, err := c.instanceOf(ctx, d, id)
 	if errors.Is(err, pgx.ErrNoRows) {
 		if err = c.insertDevice(ctx, d, id); err != nil {
 			return err
@@ -418,6 +418,17 @@ func (c *Container) putDevice(ctx context.Context, d *store.Device, id string) e
 		}
 		return nil
 	})
+}
+
+// instanceOf is the instance that a device's stores have taken, also when they have lost it: a Save must not take it back
+// from its new owner. For a device that has not taken one yet it is the instance called id.
+func (c *Container) instanceOf(ctx context.Context, d *store.Device, id string) (*instance, error) {
+	if s, ok := d.Sessions.(*deviceStore); ok && s.c == c {
+		if in := s.taken(); in != nil {
+			return in, in.failure()
+		}
+	}
+	return c.instance(ctx, id)
 }
 
 // putOwnLID stores a device's new LID where instances are listed and in the LID map.
@@ -486,6 +497,11 @@ func (c *Container) deleteDevice(ctx context.Context, d *store.Device, id string
 	}
 	if c.closed() {
 		return ErrClosed
+	}
+	if _, err := c.instanceOf(ctx, d, id); errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrDeviceDeleted) {
+		return nil
+	} else if err != nil {
+		return err
 	}
 	err := c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		_, err := c.pool.Exec(ctx, c.sql(`DELETE FROM {schema}.instances WHERE id = $1 AND jid = $2`), pgx.QueryExecModeExec, id, keyID(d.ID.String()))

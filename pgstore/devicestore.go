@@ -35,10 +35,7 @@ func (c *Container) newDeviceStore(id string, jid types.JID) *deviceStore {
 
 // instance returns the taken instance.
 func (s *deviceStore) instance(ctx context.Context) (*instance, error) {
-	s.mu.Lock()
-	in := s.in
-	s.mu.Unlock()
-	if in != nil {
+	if in := s.taken(); in != nil {
 		return in, nil
 	}
 	in, err := s.c.instance(ctx, s.id)
@@ -60,6 +57,13 @@ func (s *deviceStore) instance(ctx context.Context) (*instance, error) {
 		s.in = in
 	}
 	return s.in, nil
+}
+
+// taken is the instance that these stores use, nil before their first use.
+func (s *deviceStore) taken() *instance {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.in
 }
 
 // get reads one key.
@@ -102,12 +106,12 @@ func (s *deviceStore) looks(t cache.Type) bool {
 	if takingTypes[t] || s.c.closed() {
 		return false
 	}
-	s.mu.Lock()
-	taken := s.in != nil
-	s.mu.Unlock()
+	if s.taken() != nil {
+		return false
+	}
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
-	return !taken && s.c.mu.instances[s.id] == nil
+	return s.c.mu.instances[s.id] == nil
 }
 
 // look answers a read from the table through a cache that is thrown away, so that no later take trusts it.

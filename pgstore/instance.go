@@ -61,6 +61,12 @@ func (in *instance) usable() bool { return in.failure() == nil }
 // stop makes every later call fail with err and gives up what is pending.
 func (in *instance) stop(err error) { in.lane.Stop(err) }
 
+// lose makes every later call fail with err. What is pending is kept, and told when the container is closed.
+func (in *instance) lose(err error) {
+	in.c.cfg.Logger.Error("pgstore: instance stopped", "instance", in.id, "pending", in.lane.Pending(), "error", err)
+	in.lane.Fail(err)
+}
+
 // patience says what a write waits for.
 type patience uint8
 
