@@ -30,9 +30,10 @@ type instance struct {
 
 	mu struct {
 		sync.Mutex
-		groups   map[string]*cache.Overlay[value] // open app-state groups by collection
-		migrated map[string]string                // PN user → LID user, once durable in memory order
-		pruned   time.Time                        // when outgoing events were last pruned
+		groups    map[string]*cache.Overlay[value] // open app-state groups by collection
+		migrated  map[string]string                // PN user → LID user, once durable in memory order
+		handedOut []uint32                         // ids of the last answer of GetOrGenPreKeys
+		pruned    time.Time                        // when outgoing events were last pruned
 	}
 }
 

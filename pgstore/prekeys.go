@@ -23,8 +23,12 @@ func (s *deviceStore) GetOrGenPreKeys(ctx context.Context, count uint32) ([]*key
 	if count > maxPreKeyID {
 		return nil, ErrPreKeysExhausted
 	}
+	in, err := s.instance(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var out []*keys.PreKey
-	err := s.makePreKeys(ctx, func(v *view) error {
+	err = s.makePreKeys(ctx, func(v *view) error {
 		out = nil
 		for _, id := range sortedPreKeyIDs(v) {
 			if k, ok := preKey(v, id); ok && !k.Uploaded && len(out) < int(count) {
@@ -40,7 +44,16 @@ func (s *deviceStore) GetOrGenPreKeys(ctx context.Context, count uint32) ([]*key
 		}
 		return nil
 	})
-	return out, err
+	if err != nil {
+		return nil, err
+	}
+	in.mu.Lock()
+	in.mu.handedOut = nil
+	for _, k := range out {
+		in.mu.handedOut = append(in.mu.handedOut, k.KeyID)
+	}
+	in.mu.Unlock()
+	return out, nil
 }
 
 // GenOnePreKey implements [store.PreKeyStore]: one that counts as uploaded.
@@ -129,11 +142,23 @@ func (s *deviceStore) RemovePreKey(ctx context.Context, id uint32) error {
 	return s.remove(ctx, typePreKey, one(preKeyID(id)))
 }
 
-// MarkPreKeysAsUploaded implements [store.PreKeyStore].
+// MarkPreKeysAsUploaded implements [store.PreKeyStore]. The client passes the last id of those it was given: when ids have
+// begun anew from 1, "all up to it" would be others, so what was handed out is remembered.
 func (s *deviceStore) MarkPreKeysAsUploaded(ctx context.Context, upToID uint32) error {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	in.mu.Lock()
+	batch := in.mu.handedOut
+	in.mu.Unlock()
+	marked := func(id uint32) bool { return id <= upToID }
+	if n := len(batch); n > 0 && batch[n-1] == upToID {
+		marked = func(id uint32) bool { return slices.Contains(batch, id) }
+	}
 	return s.write(ctx, typePreKey, patienceNone, func(v *view) error {
 		for _, id := range sortedPreKeyIDs(v) {
-			if k, ok := preKey(v, id); ok && id <= upToID && !k.Uploaded {
+			if k, ok := preKey(v, id); ok && marked(id) && !k.Uploaded {
 				v.Put(newKey(typePreKey, preKeyID(id)), &preKeyValue{Private: k.Private, Uploaded: true})
 			}
 		}

@@ -12,7 +12,8 @@ import (
 // serialize/JSONSerializer.go), byte for byte, and {"record_b64": base64} for any other bytes. It is decoded at its
 // first use, since a restart loads thousands of records and uses a few.
 type recordValue struct {
-	form atomic.Pointer[recordForm]
+	form  atomic.Pointer[recordForm]
+	aside atomic.Bool // it cannot be read, and somebody is setting it aside
 }
 
 type recordForm struct {

@@ -58,7 +58,9 @@ func (s *deviceStore) record(ctx context.Context, k cache.Key) ([]byte, error) {
 func (s *deviceStore) readable(k cache.Key, rec *recordValue) []byte {
 	data, err := rec.bytes()
 	if err != nil {
-		s.c.background(func(ctx context.Context) { s.setAside(ctx, k, rec) })
+		if rec.aside.CompareAndSwap(false, true) {
+			s.c.background(func(ctx context.Context) { s.setAside(ctx, k, rec) })
+		}
 		return nil
 	}
 	return bytes.Clone(data)
@@ -88,7 +90,8 @@ func (s *deviceStore) setAside(ctx context.Context, k cache.Key, rec *recordValu
 			return nil
 		})
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil {
+		rec.aside.Store(false) // the next reader tries again
 		s.c.cfg.Logger.Warn("pgstore: record not set aside", "instance", s.id, "error", err)
 	}
 }
