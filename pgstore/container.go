@@ -240,8 +240,14 @@ func (c *Container) instance(ctx context.Context, id string) (*instance, error) 
 			c.forget(in)
 		}
 		opened, err := c.open(ctx, id)
-		if err != nil || opened.usable() {
-			return opened, err
+		if err != nil {
+			return nil, err
+		}
+		if opened == nil {
+			continue
+		}
+		if opened.usable() {
+			return opened, nil
 		}
 		if errors.Is(opened.failure(), ErrDeviceDeleted) {
 			return nil, ErrDeviceDeleted

@@ -333,6 +333,7 @@ func (c *Container) Instances(ctx context.Context) ([]InstanceInfo, error) {
 	err := c.read(ctx, `SELECT id, jid, lid, owner, epoch, seq FROM {schema}.instances ORDER BY created_at, id`, nil, func() { infos = nil }, func(rows pgx.Rows) error {
 		var info InstanceInfo
 		err := rows.Scan(&info.ID, &info.JID, &info.LID, &info.Owner, &info.Epoch, &info.Seq)
+		info.JID, info.LID = unescapeID(info.JID), unescapeID(info.LID)
 		infos = append(infos, info)
 		return err
 	})

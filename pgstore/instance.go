@@ -141,6 +141,11 @@ func (in *instance) get(ctx context.Context, k cache.Key) (v value, found bool, 
 
 // write runs fn, makes what it wrote visible and waits as wait says. Inside a transaction both happen at its end.
 func (in *instance) write(ctx context.Context, wait patience, fn func(*view) error) error {
+	return in.writeMany(ctx, wait, 1, fn)
+}
+
+// writeMany is write for about that many keys.
+func (in *instance) writeMany(ctx context.Context, wait patience, keys int, fn func(*view) error) error {
 	if err := in.failure(); err != nil {
 		return err
 	}
@@ -150,7 +155,7 @@ func (in *instance) write(ctx context.Context, wait patience, fn func(*view) err
 		}
 		return in.keys.Update(ctx, &tx.overlay, nil, fn)
 	}
-	ticket, err := in.commit(ctx, fn)
+	ticket, err := in.commit(ctx, max(keys, 1), fn)
 	if err != nil {
 		return err
 	}
@@ -167,9 +172,8 @@ func (needRoomError) Error() string { return "pgstore: reservation too small" }
 //  1. Reserve room in the backlog; this is where a writer blocks when too much is pending.
 //  2. Under the instance's lock: run fn, queue its writes, make them visible.
 //  3. If fn wrote more than was reserved, nothing happened: reserve that much and begin again.
-func (in *instance) commit(ctx context.Context, fn func(*view) error) (batcher.Ticket, error) {
+func (in *instance) commit(ctx context.Context, room int, fn func(*view) error) (batcher.Ticket, error) {
 	var ticket batcher.Ticket
-	room := 1
 	for {
 		if err := in.lane.Reserve(ctx, room); err != nil {
 			return ticket, in.translate(err)
@@ -259,8 +263,9 @@ func (in *instance) transact(ctx context.Context, fn func(context.Context) error
 	if err := fn(context.WithValue(ctx, transactionKey{}, tx)); err != nil {
 		return err
 	}
-	return in.write(ctx, tx.end(), func(v *view) error {
-		for _, w := range tx.overlay.Writes() {
+	wait, writes := tx.end(), tx.overlay.Writes()
+	return in.writeMany(ctx, wait, len(writes), func(v *view) error {
+		for _, w := range writes {
 			v.Write(w)
 		}
 		return nil

@@ -38,7 +38,8 @@ func (c *Container) take(ctx context.Context, id string) (t taken, err error) {
 }
 
 // open takes an instance and loads its resident keys. Callers at once share one take and one load. The
-// rows are read after the take was committed, so no earlier owner can change them any more.
+// rows are read after the take was committed, so no earlier owner can change them any more. The answer is nil if the
+// instance is gone again.
 func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 	_, err := c.cache.Open(ctx, id, &fetcher{c: c, id: id}, func(ctx context.Context, fill *cache.Filler[value]) error {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
@@ -66,11 +67,7 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	in := c.mu.instances[id]
-	if in == nil {
-		return nil, ErrClosed
-	}
-	return in, nil
+	return c.mu.instances[id], nil
 }
 
 const (

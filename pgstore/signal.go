@@ -178,7 +178,11 @@ func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][
 			return invalid("session is empty")
 		}
 	}
-	return s.write(ctx, typeSession, s.sendPatience(), func(v *view) error {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	return in.writeMany(ctx, in.durableIf(typeSession, s.sendPatience()), len(sessions), func(v *view) error {
 		for address, session := range sessions {
 			v.Put(newKey(typeSession, address), newRecord(session))
 		}

@@ -27,6 +27,7 @@ import (
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 	"github.com/jackc/pgx/v5"
 	signallogger "go.mau.fi/libsignal/logger"
+	"go.uber.org/goleak"
 )
 
 // Server is a PostgreSQL that databases can be made on.
@@ -225,8 +226,9 @@ func Open(t testing.TB) string {
 	return dsn
 }
 
-// Main runs the tests of a package that uses Open; it is called by TestMain with m.Run.
-func Main(run func() int) int {
+// Main runs the tests of a package that uses Open, stops the server, and fails if a goroutine is left. It is
+// called by TestMain with m.Run, and with the goroutines that somebody else leaves behind.
+func Main(run func() int, ignore ...goleak.Option) int {
 	signallogger.Debug() // libsignal sets its default logger at the first use, without a lock
 	code := run()
 	if started.Load() {
@@ -234,6 +236,13 @@ func Main(run func() int) int {
 			if err = server.Stop(); err != nil {
 				fmt.Fprintln(os.Stderr, "stopping the test server:", err)
 			}
+		}
+	}
+	if code == 0 {
+		// The goroutine that watches the server's context ends with the process.
+		if err := goleak.Find(append(ignore, goleak.IgnoreTopFunction("os/exec.(*Cmd).Start.func2"))...); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
 		}
 	}
 	return code
