@@ -2,6 +2,8 @@ package pgstore_test
 
 import (
 	"context"
+	"io"
+	"log/slog"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -49,3 +51,5 @@ func scalar[T any](t testing.TB, dsn, query string, args ...any) (v T) {
 	require.NoError(t, conn.QueryRow(context.Background(), query, args...).Scan(&v))
 	return v
 }
+
+func textLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -97,7 +96,7 @@ func TestP5DurableAcksWaitForAllThatCameBefore(t *testing.T) {
 	dsn := pgtest.Open(t)
 	var logged lockedBuffer
 	c, w := openWatched(t, dsn, func(cfg *pgstore.Config) {
-		cfg.DurableAcks, cfg.Logger = true, slog.New(slog.NewTextHandler(&logged, nil))
+		cfg.DurableAcks, cfg.Logger = true, textLogger(&logged)
 	})
 	d := pair(t, c.NewDevice())
 	handled := func() error {
