@@ -194,6 +194,29 @@ func TestP7WritersBlockAtTheLimitUntilHalfIsFree(t *testing.T) {
 	})
 }
 
+func TestP7AGroupLargerThanHalfTheLimitIsLetInWhenHalfIsFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		down := errors.New("away")
+		tb.fail = func([]testSegment) error { return down }
+		b := start(t, batcher.Config{PendingLimit: 10, SegmentSize: 1}, tb)
+		l := b.Lane("a")
+		for i := range 6 {
+			add(t, l, put(string(rune('a'+i)), i))
+		}
+		admitted := make(chan error, 1)
+		go func() { admitted <- l.Reserve(ctx, 100) }()
+		synctest.Wait() // it sleeps, and does not spin
+		require.Empty(t, admitted)
+		tb.mu.Lock()
+		down = nil
+		tb.mu.Unlock()
+		require.NoError(t, <-admitted)
+		l.Unreserve(100)
+		require.NoError(t, b.Close(ctx))
+	})
+}
+
 func TestP10TheRefusedLaneStopsAndTheOthersPass(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refused := errors.New("refused")

@@ -47,7 +47,8 @@ func (l *Lane[L, K, V]) Reserve(ctx context.Context, n int) error {
 			return err
 		}
 		used := b.mu.pending + b.mu.reserved
-		if b.mu.gate == nil && (used == 0 || used+n <= b.cfg.PendingLimit) {
+		// A group of more than half the limit is let in when half is free: it would wait for ever otherwise.
+		if b.mu.gate == nil && (used <= b.cfg.PendingLimit/2 || used+n <= b.cfg.PendingLimit) {
 			b.mu.reserved += n
 			b.mu.Unlock()
 			return nil
@@ -57,7 +58,6 @@ func (l *Lane[L, K, V]) Reserve(ctx context.Context, n int) error {
 		}
 		gate := b.mu.gate
 		b.mu.blocked++
-		b.openGateLocked()
 		b.mu.Unlock()
 		b.nudge()
 
@@ -228,6 +228,9 @@ func (l *Lane[L, K, V]) failLocked(err error) {
 	if l.stopped.CompareAndSwap(nil, &err) {
 		l.b.mu.pending -= l.pendingLocked()
 		delete(l.b.mu.active, l)
+	}
+	if len(l.queue) == 0 && l.b.mu.lanes[l.name] == l {
+		delete(l.b.mu.lanes, l.name) // nothing of it is unsaved
 	}
 	for _, p := range l.queue {
 		if !p.finished() {

@@ -62,6 +62,7 @@ type Fetcher[V any] interface {
 type Cache[V any] struct {
 	cfg   Config[V]
 	bytes atomic.Int64
+	stuck atomic.Bool // there was nothing left to evict, and nothing has become clean since
 	loads singleflight.Group
 	stats counters
 
@@ -109,6 +110,7 @@ func (c *Cache[V]) Open(ctx context.Context, id string, fetcher Fetcher[V], open
 		c.mu.Lock()
 		c.mu.instances[id] = inst
 		c.mu.Unlock()
+		c.stuck.Store(false)
 		c.shrink()
 		return inst, nil
 	})
@@ -161,7 +163,7 @@ func (c *Cache[V]) Stats() Stats {
 // shrink evicts clean values until the budget holds or nothing is left to take.
 // Values read since the last round get a second chance in the first one.
 func (c *Cache[V]) shrink() {
-	if c.cfg.Budget <= 0 || c.bytes.Load() <= c.cfg.Budget {
+	if c.cfg.Budget <= 0 || c.bytes.Load() <= c.cfg.Budget || c.stuck.Load() {
 		return
 	}
 	c.mu.RLock()
@@ -177,5 +179,9 @@ func (c *Cache[V]) shrink() {
 			}
 			inst.evict(secondChance)
 		}
+	}
+	// All that is left is dirty, or keys: looking again before something is flushed or loaded finds nothing.
+	if c.bytes.Load() > c.cfg.Budget {
+		c.stuck.Store(true)
 	}
 }

@@ -169,6 +169,30 @@ func TestP1AFetchNeverHidesAWriteThatWasFlushedAndEvictedMeanwhile(t *testing.T)
 	}
 }
 
+// A write that was pending when a fetch began, and became durable and was let go of while it ran, is not hidden by what the fetch saw before.
+func TestP1AFetchNeverHidesAPendingWriteThatBecameDurableMeanwhile(t *testing.T) {
+	t.Parallel()
+	for _, other := range []string{"a1", "a2"} {
+		for _, kind := range []cache.Type{scoped, onDemand} {
+			k := key(kind, "a1")
+			d := &disk{rows: map[cache.Key]string{}}
+			inst := open(t, newCache(0), d)
+			require.NoError(t, inst.Update(ctx, nil, d.commit, func(w *cache.View[string]) error {
+				w.PutIfAbsent(k, "mine")
+				return nil
+			}))
+			once := sync.Once{}
+			d.inFetch = func() { once.Do(func() { d.flush(inst) }) }
+			_, _, err := inst.Get(ctx, nil, key(kind, other)) // a2 loads the scope of both
+			require.NoError(t, err)
+			got, found, err := inst.Get(ctx, nil, k)
+			require.NoError(t, err)
+			require.True(t, found)
+			require.Equal(t, "mine", got)
+		}
+	}
+}
+
 func TestP11EvictionNeverTakesAnUnflushedValue(t *testing.T) {
 	t.Parallel()
 	d := &disk{rows: map[cache.Key]string{}}

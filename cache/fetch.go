@@ -53,6 +53,13 @@ func (inst *Instance[V]) fetch(ctx context.Context, f *fetch[V], missing map[Key
 			keys = append(keys, k)
 		}
 	}
+	for k := range f.touched {
+		if inst.cache.cfg.Residency(k.Type) == Scoped {
+			if _, again := scopes[Key{k.Type, inst.cache.cfg.Scope(k)}]; again {
+				delete(f.touched, k)
+			}
+		}
+	}
 	inst.mu.Unlock()
 
 	for s := range scopes {
@@ -81,7 +88,6 @@ func (inst *Instance[V]) keepScope(f *fetch[V], scope Key, values map[Key]V) {
 	// from what was read: then the scope does not count as loaded, and is asked for again.
 	for k := range f.touched {
 		if k.Type == scope.Type && inst.cache.cfg.Scope(k) == scope.ID && inst.mu.entries[k.Type][k.ID] == nil {
-			delete(f.touched, k)
 			return
 		}
 	}

@@ -188,9 +188,14 @@ func (inst *Instance[V]) Durable(writes []Write[V]) {
 			continue
 		}
 		e.dirty = false
+		// A fetch that is under way may have looked before this became durable, and memory may let go of it now.
+		for f := range inst.mu.fetches {
+			f.touched[w.Key] = struct{}{}
+		}
 		inst.settleLocked(w.Key, e)
 	}
 	inst.mu.Unlock()
+	inst.cache.stuck.Store(false)
 	inst.cache.shrink()
 }
 

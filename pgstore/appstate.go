@@ -23,7 +23,7 @@ func (s *deviceStore) PutAppStateSyncKey(ctx context.Context, id []byte, key sto
 	}
 	k := newKey(typeAppStateKey, binaryID(id))
 	next := &appStateKeyValue{ID: bytes.Clone(id), Data: bytes.Clone(key.Data), Fingerprint: bytes.Clone(key.Fingerprint), Timestamp: key.Timestamp}
-	return s.write(ctx, k.Type, patienceOutage, func(v *view) error {
+	return s.write(ctx, patienceOutage, func(v *view) error {
 		stored, ok := v.Get(k)
 		if old, ok := found[*appStateKeyValue](stored, ok); !ok || next.Timestamp > old.Timestamp {
 			v.Put(k, next)
@@ -95,6 +95,9 @@ func (in *instance) group(name string) *cache.Overlay[value] {
 
 // inCollection gives fn a view of a collection that includes its open group.
 func (s *deviceStore) inCollection(ctx context.Context, name string, fn func(*view) error) error {
+	if s.looks(typeAppStateVersion) {
+		return s.look(ctx, typeAppStateVersion, cache.OnDemand, fn)
+	}
 	in, err := s.instance(ctx)
 	if err != nil {
 		return err
@@ -189,12 +192,14 @@ func (s *deviceStore) PutAppStateMutationMACs(ctx context.Context, name string, 
 	if err != nil {
 		return err
 	}
+	var opened []cache.Write[value]
 	group := in.group(name)
-	err = in.write(ctx, in.durableIf(typeAppStateMAC, patienceNone), func(v *view) error {
-		if group != nil {
-			for _, w := range group.Writes() {
-				v.Write(w)
-			}
+	if group != nil {
+		opened = group.Writes() // now: inside the view its lock would come after the instance's
+	}
+	err = in.writeMany(ctx, patienceNone, len(opened)+len(mutations), func(v *view) error {
+		for _, w := range opened {
+			v.Write(w)
 		}
 		for _, m := range mutations {
 			k := macKey(name, m.IndexMAC)

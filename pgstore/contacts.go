@@ -19,7 +19,7 @@ func (s *deviceStore) changeContact(ctx context.Context, jid types.JID, edit fun
 	if err != nil || !edit(copyContact(jid, stored, ok)) {
 		return false, err
 	}
-	err = s.write(ctx, typeContact, patienceNone, func(v *view) error {
+	err = s.write(ctx, patienceNone, func(v *view) error {
 		stored, ok := v.Get(k)
 		contact := copyContact(jid, stored, ok)
 		if changed = edit(contact); changed {
@@ -101,7 +101,7 @@ func changeContacts[E any](ctx context.Context, s *deviceStore, entries []E, jid
 	if len(entries) == 0 {
 		return nil
 	}
-	return s.write(ctx, typeContact, patienceNone, func(v *view) error {
+	return s.write(ctx, patienceNone, func(v *view) error {
 		seen := make(map[types.JID]struct{}, len(entries))
 		for _, e := range entries {
 			if _, dup := seen[jid(e)]; dup {
@@ -163,7 +163,7 @@ func chatKey(chat types.JID) cache.Key { return newKey(typeChatSettings, chat.St
 
 func (s *deviceStore) changeChat(ctx context.Context, chat types.JID, edit func(*chatSettingsValue)) error {
 	k := chatKey(chat)
-	return s.write(ctx, typeChatSettings, patienceNone, func(v *view) error {
+	return s.write(ctx, patienceNone, func(v *view) error {
 		var settings chatSettingsValue
 		stored, ok := v.Get(k)
 		old, ok := found[*chatSettingsValue](stored, ok)

@@ -42,13 +42,14 @@ type Container struct {
 		sync.Mutex
 		instances map[string]*instance // taken by this container
 	}
-	ended      atomic.Bool // set under mu, read without
-	unprepared atomic.Bool // prepared statements are of no use here
-	closeOnce  sync.Once
-	tasks      sync.WaitGroup // background work, ended by stopTasks
-	tasksCtx   context.Context
-	stopTasks  context.CancelFunc
-	closeErr   error
+	synchronous [typeCount]bool // what Config.SynchronousTypes names
+	ended       atomic.Bool     // set under mu, read without
+	unprepared  atomic.Bool     // prepared statements are of no use here
+	closeOnce   sync.Once
+	tasks       sync.WaitGroup // background work, ended by stopTasks
+	tasksCtx    context.Context
+	stopTasks   context.CancelFunc
+	closeErr    error
 }
 
 var _ store.DeviceContainer = (*Container)(nil)
@@ -70,6 +71,9 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 	}
 	c := &Container{cfg: cfg, schema: `"` + cfg.Schema + `"`, pool: cfg.Pool}
 	c.mu.instances = make(map[string]*instance)
+	for _, name := range cfg.SynchronousTypes {
+		c.synchronous[typesByName[name]] = true
+	}
 	c.tasksCtx, c.stopTasks = context.WithCancel(context.Background())
 	if c.pool == nil {
 		pool, err := openPool(ctx, cfg.DSN)
@@ -119,6 +123,9 @@ func (c *Container) start(ctx context.Context) error {
 		},
 		OnStop: func(stopped any, err error) {
 			c.cfg.Logger.Error("pgstore: instance stopped", "instance", stopped, "error", err)
+			if in, ok := stopped.(*instance); ok {
+				go c.forget(in) // its memory; what is unsaved stays with the batcher, whose lock is held here
+			}
 		},
 	}, c.flush)
 	return err
@@ -132,11 +139,11 @@ func openPool(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
 	}
 	if cfg.ConnConfig.ConnectTimeout == 0 {
 		cfg.ConnConfig.ConnectTimeout = 10 * time.Second
-		dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
-		}}
-		cfg.ConnConfig.DialFunc = dialer.DialContext
 	}
+	dialer := &net.Dialer{Timeout: cfg.ConnConfig.ConnectTimeout, KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+	}}
+	cfg.ConnConfig.DialFunc = dialer.DialContext
 	cfg.MaxConns = max(cfg.MaxConns, 2)
 	where := fmt.Sprintf("%s/%s", cfg.ConnConfig.Host, cfg.ConnConfig.Database)
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
@@ -184,11 +191,7 @@ func (c *Container) Shutdown(ctx context.Context) error {
 		for _, in := range instances {
 			in.dropOpenGroups()
 		}
-		err := c.writes.Close(ctx)
-		if err == nil {
-			err = c.markClean(ctx, instances)
-		}
-		err = errors.Join(err, c.LIDMap.close(ctx))
+		err := errors.Join(c.writes.Close(ctx), c.markClean(ctx, instances), c.LIDMap.close(ctx))
 		for _, in := range instances {
 			in.stop(ErrClosed)
 		}

@@ -117,8 +117,19 @@ func (j *deviceJSON) sameKeys(o *deviceJSON) bool {
 	return j.JID == o.JID && bytes.Equal(j.NoiseKey, o.NoiseKey) && bytes.Equal(j.IdentityKey, o.IdentityKey)
 }
 
+// isOf says whether these are a device's credentials. One that has no keys is named by its JID alone.
+func (j *deviceJSON) isOf(d *store.Device) bool {
+	same := func(stored []byte, key *keys.KeyPair) bool {
+		return key == nil || key.Priv == nil || bytes.Equal(stored, key.Priv[:])
+	}
+	return string(j.JID) == d.ID.String() && same(j.NoiseKey, d.NoiseKey) && same(j.IdentityKey, d.IdentityKey)
+}
+
 // device makes a *store.Device of stored credentials; nothing of it is shared.
 func (c *Container) device(id string, j *deviceJSON) (*store.Device, error) {
+	if j == nil {
+		return nil, fmt.Errorf("%w: creds: no device", ErrCorrupt)
+	}
 	if len(j.NoiseKey) != keyLength || len(j.IdentityKey) != keyLength || len(j.SignedPreKey) != keyLength || len(j.SignedPreKeySignature) != signatureLength {
 		return nil, fmt.Errorf("%w: creds: a key has the wrong length", ErrCorrupt)
 	}
@@ -306,15 +317,22 @@ func (c *Container) GetAllDevices(ctx context.Context) ([]*store.Device, error) 
 		if err := rows.Scan(&id, &data); err != nil {
 			return err
 		}
-		v, err := decode(typeCreds, data)
-		if err != nil {
-			return err
+		if d, err := c.readDevice(id, data); err != nil {
+			c.cfg.Logger.Error("pgstore: credentials cannot be read, device left out", "instance", id, "error", err)
+		} else {
+			devices = append(devices, d)
 		}
-		d, err := c.device(id, v.(*credsValue).Device)
-		devices = append(devices, d)
-		return err
+		return nil
 	})
 	return devices, err
+}
+
+func (c *Container) readDevice(id string, data []byte) (*store.Device, error) {
+	v, err := decode(typeCreds, data)
+	if err != nil {
+		return nil, err
+	}
+	return c.device(id, v.(*credsValue).Device)
 }
 
 // InstanceInfo is what [Container.Instances] tells of an instance.
@@ -471,6 +489,12 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 	})
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) && pgErr.Code == "23505" {
+		if stored, readErr := c.storedDevice(ctx, id); readErr != nil {
+			return readErr
+		} else if stored != nil && stored.isOf(d) {
+			c.LIDMap.learnOwn(d)
+			return nil // an earlier attempt was committed, and its answer was lost
+		}
 		return fmt.Errorf("%w: instance %s or device %s is stored already", ErrDeviceConflict, id, d.ID)
 	}
 	if err != nil {
@@ -478,6 +502,19 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 	}
 	c.LIDMap.learnOwn(d)
 	return nil
+}
+
+// storedDevice reads the credentials of an instance without taking it; nil if there are none.
+func (c *Container) storedDevice(ctx context.Context, id string) (stored *deviceJSON, err error) {
+	err = c.read(ctx, `SELECT data::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = 'creds' AND key_id = 'device'`,
+		[]any{id}, func() { stored = nil }, func(rows pgx.Rows) error {
+			v, err := decode(typeCreds, bytes.Clone(rows.RawValues()[0]))
+			if err == nil {
+				stored = v.(*credsValue).Device
+			}
+			return err
+		})
+	return stored, err
 }
 
 // DeleteDevice removes a device with all its keys; Device.Delete calls it. It returns when that is durable. Stores that
@@ -499,24 +536,36 @@ func (c *Container) deleteDevice(ctx context.Context, d *store.Device, id string
 	if c.closed() {
 		return ErrClosed
 	}
-	if _, err := c.instanceOf(ctx, d, id); errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrDeviceDeleted) {
+	in, err := c.instanceOf(ctx, d, id)
+	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrDeviceDeleted) {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	err := c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
-		_, err := c.pool.Exec(ctx, c.sql(`DELETE FROM {schema}.instances WHERE id = $1 AND jid = $2`), pgx.QueryExecModeExec, id, keyID(d.ID.String()))
+	stored, found, err := in.get(ctx, deviceKey)
+	if err != nil {
+		return err
+	}
+	if !found || !stored.(*credsValue).Device.isOf(d) {
+		return nil // another device lives under this id: this one was never stored
+	}
+	err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
+		var epoch int64
+		err := c.pool.QueryRow(ctx, c.sql(`WITH gone AS (DELETE FROM {schema}.instances WHERE id = $1 AND epoch = $2)
+			SELECT epoch FROM {schema}.instances WHERE id = $1`), pgx.QueryExecModeExec, id, in.epoch()).Scan(&epoch)
+		switch {
+		case errors.Is(err, pgx.ErrNoRows): // an earlier attempt was committed, and its answer was lost
+			return nil
+		case err == nil && epoch != in.epoch():
+			in.lose(ErrOwnershipLost)
+			return ErrOwnershipLost
+		}
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("pgstore: deleting device: %w", err)
 	}
-	c.mu.Lock()
-	in := c.mu.instances[id]
-	c.mu.Unlock()
-	if in != nil {
-		in.stop(ErrDeviceDeleted)
-		c.forget(in)
-	}
+	in.stop(ErrDeviceDeleted)
+	c.forget(in)
 	return nil
 }

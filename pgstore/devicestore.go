@@ -111,7 +111,8 @@ func (s *deviceStore) looks(t cache.Type) bool {
 	}
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
-	return s.c.mu.instances[s.id] == nil
+	in := s.c.mu.instances[s.id]
+	return in == nil || !in.usable()
 }
 
 // look answers a read from the table through a cache that is thrown away, so that no later take trusts it.
@@ -151,18 +152,17 @@ func (s *deviceStore) read(ctx context.Context, fn func(*view) error) error {
 	return in.read(ctx, fn)
 }
 
-// write is instance.write for keys of type t, which the user may have asked to be synchronous.
-func (s *deviceStore) write(ctx context.Context, t cache.Type, wait patience, fn func(*view) error) error {
+func (s *deviceStore) write(ctx context.Context, wait patience, fn func(*view) error) error {
 	in, err := s.instance(ctx)
 	if err != nil {
 		return err
 	}
-	return in.write(ctx, in.durableIf(t, wait), fn)
+	return in.write(ctx, wait, fn)
 }
 
 // put is write of one key.
 func (s *deviceStore) put(ctx context.Context, wait patience, k cache.Key, v value) error {
-	return s.write(ctx, k.Type, wait, func(w *view) error {
+	return s.write(ctx, wait, func(w *view) error {
 		w.Put(k, v)
 		return nil
 	})
@@ -170,7 +170,7 @@ func (s *deviceStore) put(ctx context.Context, wait patience, k cache.Key, v val
 
 // remove deletes keys; those that do not exist cost nothing.
 func (s *deviceStore) remove(ctx context.Context, t cache.Type, ids func(*view) []string) error {
-	return s.write(ctx, t, patienceNone, func(w *view) error {
+	return s.write(ctx, patienceNone, func(w *view) error {
 		for _, id := range ids(w) {
 			if k := (cache.Key{Type: t, ID: id}); w.Has(k) {
 				w.Delete(k)

@@ -52,7 +52,7 @@ func (s *deviceStore) PutBufferedEvent(ctx context.Context, ciphertextHash [32]b
 	if plaintext != nil {
 		event.Plaintext = append([]byte{}, plaintext...)
 	}
-	return s.write(ctx, k.Type, patienceNone, func(v *view) error {
+	return s.write(ctx, patienceNone, func(v *view) error {
 		if v.Has(k) {
 			return errBuffered
 		}
@@ -79,7 +79,7 @@ func (s *deviceStore) ClearBufferedEventPlaintext(ctx context.Context, ciphertex
 		return err
 	}
 	k := bufferedKey(ciphertextHash)
-	err = in.write(ctx, in.durableIf(k.Type, patienceNone), func(v *view) error {
+	err = in.write(ctx, patienceNone, func(v *view) error {
 		if !v.Has(k) {
 			return nil
 		}

@@ -317,7 +317,7 @@ func TestP6AFlushThatArrivesLateChangesNothing(t *testing.T) {
 	cfg.ConnConfig.Tracer = r
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	require.NoError(t, err)
-	defer pool.Close()
+	t.Cleanup(pool.Close) // after the container
 	c := reopen(t, "", behind, func(cfg *pgstore.Config) { cfg.Pool = pool })
 	d := pair(t, c.NewDevice())
 	for i := range 3 {

@@ -162,8 +162,8 @@ func (in *instance) advance() {
 	in.fence.Unlock()
 }
 
-// errAgain makes the batcher repeat a flush whose lanes were found to need a new fence.
-var errAgain = errors.New("pgstore: fence renewed")
+// errAgain makes what came across a change by others begin again.
+var errAgain = errors.New("pgstore: changed meanwhile")
 
 // resolve finds out why the database did not take a lane's segment. A segment's content never changes once it
 // was sent, so a seq that is one ahead under our epoch means that an earlier attempt was
@@ -179,24 +179,37 @@ func (c *Container) resolve(ctx context.Context, in *instance) (stop, err error)
 		return nil, err
 	}
 	in.fence.Lock()
-	defer in.fence.Unlock()
+	ourEpoch, ourSeq, ourTimeline := in.fence.epoch, in.fence.seq, in.fence.timeline
+	in.fence.Unlock()
 	switch {
-	case epoch != in.fence.epoch:
+	case epoch != ourEpoch:
 		return ErrOwnershipLost, nil
-	case seq == in.fence.seq+1:
-		in.fence.seq = seq
+	case seq == ourSeq+1:
+		in.advance()
 		return nil, nil
-	case seq != in.fence.seq:
+	case seq != ourSeq:
 		return ErrDatabaseRewound, nil
-	case now != in.fence.timeline:
-		// A failover that lost nothing: every flush that was acknowledged is there. Take again, then repeat.
-		taken, err := c.take(ctx, in.id)
-		if err != nil {
-			return nil, err
-		}
-		in.fence.epoch, in.fence.seq, in.fence.timeline = taken.epoch, taken.seq, taken.timeline
+	case now != ourTimeline:
+		return nil, c.follow(ctx, in, ourEpoch, ourSeq)
 	}
 	return nil, errAgain
+}
+
+// follow goes with the database to its new timeline. Every flush that was acknowledged is there, so the failover lost nothing, and
+// as long as nobody else has taken the instance its owner stays its owner.
+func (c *Container) follow(ctx context.Context, in *instance, epoch, seq int64) error {
+	var timeline string
+	err := c.pool.QueryRow(ctx, c.sql(`UPDATE {schema}.instances SET timeline = substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+		WHERE id = $1 AND epoch = $2 AND seq = $3 RETURNING timeline`), pgx.QueryExecModeExec, in.id, epoch, seq).Scan(&timeline)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return err
+	}
+	if err == nil {
+		in.fence.Lock()
+		in.fence.timeline = timeline
+		in.fence.Unlock()
+	}
+	return errAgain // the next attempt finds the new timeline, or that somebody else has taken it
 }
 
 // flushError marks an error for good as one, and keeps what a server says about values out of it.
@@ -245,7 +258,7 @@ func permanent(err error) bool {
 
 // unavailable says whether a read may succeed when it is repeated.
 func unavailable(err error) bool {
-	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrDeviceConflict) {
+	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrDeviceConflict) || errors.Is(err, ErrClosed) || errors.Is(err, ErrOwnershipLost) {
 		return false
 	}
 	var pgErr *pgconn.PgError

@@ -3,6 +3,7 @@ package pgstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,7 @@ type instance struct {
 
 	mu struct {
 		sync.Mutex
+		open      map[*transaction]struct{}
 		groups    map[string]*cache.Overlay[value] // open app-state groups by collection
 		migrated  map[string]string                // PN user → LID user, once durable in memory order
 		handedOut []uint32                         // ids of the last answer of GetOrGenPreKeys
@@ -66,6 +68,7 @@ func (in *instance) stop(err error) { in.lane.Stop(err) }
 func (in *instance) lose(err error) {
 	in.c.cfg.Logger.Error("pgstore: instance stopped", "instance", in.id, "pending", in.lane.Pending(), "error", err)
 	in.lane.Fail(err)
+	in.c.forget(in)
 }
 
 // patience says what a write waits for.
@@ -81,31 +84,69 @@ const (
 type transaction struct {
 	in      *instance
 	overlay cache.Overlay[value]
+	writing sync.RWMutex // held by writers for reading, by the end for writing
 	mu      sync.Mutex
 	wait    patience
 	ended   bool
+	gone    map[cache.Key]struct{} // deleted by others since the transaction began
 }
 
 // errTransactionEnded is returned to a write that comes with the context of a transaction that has ended.
 var errTransactionEnded = errors.New("pgstore: decryption transaction has ended")
 
-// join notes that a write belongs to the transaction, and what its end must wait for.
-func (tx *transaction) join(wait patience) error {
+// write adds to the overlay, and notes what the transaction's end must wait for.
+func (tx *transaction) write(ctx context.Context, wait patience, fn func(*view) error) error {
+	tx.writing.RLock()
+	defer tx.writing.RUnlock()
 	tx.mu.Lock()
-	defer tx.mu.Unlock()
-	if tx.ended {
+	ended := tx.ended
+	tx.wait = max(tx.wait, wait)
+	tx.mu.Unlock()
+	if ended {
 		return errTransactionEnded
 	}
-	tx.wait = max(tx.wait, wait)
-	return nil
+	return tx.in.keys.Update(ctx, &tx.overlay, nil, fn)
 }
 
-// end refuses further writes and says what to wait for.
-func (tx *transaction) end() patience {
+// end refuses further writes, and says what was written and what to wait for.
+func (tx *transaction) end() ([]cache.Write[value], patience) {
+	tx.writing.Lock()
+	defer tx.writing.Unlock()
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
 	tx.ended = true
-	return tx.wait
+	return tx.overlay.Writes(), tx.wait
+}
+
+func (tx *transaction) open() bool {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	return !tx.ended
+}
+
+func (tx *transaction) deleted(k cache.Key) bool {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	_, gone := tx.gone[k]
+	return gone
+}
+
+// noteDeletions tells the open transactions what was deleted: what they wrote before must not bring it back.
+func (in *instance) noteDeletions(writes []cache.Write[value]) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for tx := range in.mu.open {
+		for _, w := range writes {
+			if w.Op == cache.Delete {
+				tx.mu.Lock()
+				if tx.gone == nil {
+					tx.gone = make(map[cache.Key]struct{})
+				}
+				tx.gone[w.Key] = struct{}{}
+				tx.mu.Unlock()
+			}
+		}
+	}
 }
 
 type transactionKey struct{}
@@ -119,7 +160,7 @@ func (in *instance) transactionOf(ctx context.Context) *transaction {
 }
 
 func (in *instance) overlayOf(ctx context.Context) *cache.Overlay[value] {
-	if tx := in.transactionOf(ctx); tx != nil {
+	if tx := in.transactionOf(ctx); tx != nil && tx.open() {
 		return &tx.overlay
 	}
 	return nil
@@ -150,14 +191,14 @@ func (in *instance) writeMany(ctx context.Context, wait patience, keys int, fn f
 		return err
 	}
 	if tx := in.transactionOf(ctx); tx != nil {
-		if err := tx.join(wait); err != nil {
-			return err
-		}
-		return in.keys.Update(ctx, &tx.overlay, nil, fn)
+		return tx.write(ctx, wait, fn)
 	}
-	ticket, err := in.commit(ctx, max(keys, 1), fn)
+	ticket, synchronous, err := in.commit(ctx, max(keys, 1), fn)
 	if err != nil {
 		return err
+	}
+	if synchronous {
+		wait = patienceDurable
 	}
 	return in.wait(ctx, wait, ticket)
 }
@@ -172,21 +213,24 @@ func (needRoomError) Error() string { return "pgstore: reservation too small" }
 //  1. Reserve room in the backlog; this is where a writer blocks when too much is pending.
 //  2. Under the instance's lock: run fn, queue its writes, make them visible.
 //  3. If fn wrote more than was reserved, nothing happened: reserve that much and begin again.
-func (in *instance) commit(ctx context.Context, room int, fn func(*view) error) (batcher.Ticket, error) {
-	var ticket batcher.Ticket
+//
+// It also says whether a key is among them of a type that the user asked to be synchronous.
+func (in *instance) commit(ctx context.Context, room int, fn func(*view) error) (ticket batcher.Ticket, synchronous bool, err error) {
 	for {
-		if err := in.lane.Reserve(ctx, room); err != nil {
-			return ticket, in.translate(err)
+		if err = in.lane.Reserve(ctx, room); err != nil {
+			return ticket, false, in.translate(err)
 		}
 		added := false
-		err := in.keys.Update(ctx, nil, func(writes []cache.Write[value]) error {
+		err = in.keys.Update(ctx, nil, func(writes []cache.Write[value]) error {
 			if len(writes) > room {
 				return needRoomError(len(writes))
 			}
 			ops := make([]op, len(writes))
 			for i, w := range writes {
 				ops[i] = op{Kind: opKinds[w.Op], Key: w.Key, Value: w}
+				synchronous = synchronous || in.c.synchronous[w.Key.Type]
 			}
+			in.noteDeletions(writes)
 			var err error
 			added = true // Add releases the reservation even when it fails
 			ticket, err = in.lane.Add(room, ops)
@@ -203,19 +247,25 @@ func (in *instance) commit(ctx context.Context, room int, fn func(*view) error) 
 			room = int(need)
 			continue
 		}
-		return ticket, in.translate(err)
+		return ticket, synchronous, in.translate(err)
 	}
 }
 
 var opKinds = [...]batcher.OpKind{cache.Put: batcher.Put, cache.PutIfAbsent: batcher.PutIfAbsent, cache.Delete: batcher.Delete}
 
-// translate gives the batcher's errors their public names.
+// translate gives the batcher's errors their public names. A context that ended while the database was waited for is
+// [ErrUnavailable], whatever its cause, so that the client does not acknowledge.
 func (in *instance) translate(err error) error {
+	var need needRoomError
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, batcher.ErrClosed):
 		return ErrClosed
+	case errors.As(err, &need), in.lane.Err() != nil:
+		return err
+	case errors.Is(err, batcher.ErrBacklogFull):
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	default:
 		return err
 	}
@@ -233,20 +283,18 @@ func (in *instance) wait(ctx context.Context, wait patience, ticket batcher.Tick
 			in.c.cfg.Logger.Warn("pgstore: database is away, going on from memory", "instance", in.id)
 			return nil
 		}
-		return in.translate(err)
+		return in.waited(ctx, err)
 	case patienceDurable:
 	}
-	return in.translate(ticket.Wait(ctx))
+	return in.waited(ctx, ticket.Wait(ctx))
 }
 
-// durableIf is patienceDurable for types that the user asked to be synchronous, else otherwise.
-func (in *instance) durableIf(t cache.Type, otherwise patience) patience {
-	for _, name := range in.c.cfg.SynchronousTypes {
-		if name == typeName(t) {
-			return patienceDurable
-		}
+// waited is translate for a wait that the context may have ended.
+func (in *instance) waited(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil && in.lane.Err() == nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	return otherwise
+	return in.translate(err)
 }
 
 // transact runs fn in a transaction: what it writes becomes visible and durable all together, or not at all
@@ -259,13 +307,27 @@ func (in *instance) transact(ctx context.Context, fn func(context.Context) error
 		return fn(ctx)
 	}
 	tx := &transaction{in: in}
-	defer tx.end() // whatever fn started and left behind, and also when it panics
+	in.mu.Lock()
+	in.mu.open[tx] = struct{}{}
+	in.mu.Unlock()
+	defer func() {
+		tx.end() // whatever fn started and left behind, and also when it panics
+		in.mu.Lock()
+		delete(in.mu.open, tx)
+		in.mu.Unlock()
+	}()
 	if err := fn(context.WithValue(ctx, transactionKey{}, tx)); err != nil {
 		return err
 	}
-	wait, writes := tx.end(), tx.overlay.Writes()
+	writes, wait := tx.end()
 	return in.writeMany(ctx, wait, len(writes), func(v *view) error {
 		for _, w := range writes {
+			if w.Op != cache.Delete && tx.deleted(w.Key) {
+				continue
+			}
+			if event, ok := w.Value.(*bufferedEventValue); ok && event.Plaintext != nil && v.Has(w.Key) {
+				return errBuffered // by another transaction meanwhile: the first one counts
+			}
 			v.Write(w)
 		}
 		return nil

@@ -240,7 +240,7 @@ func (m *LIDMap) put(ctx context.Context, pairs []store.LIDMapping) error {
 		}
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("pgstore: storing LID mapping: %w", context.Cause(ctx))
+		return fmt.Errorf("%w: storing LID mapping: %w", ErrUnavailable, context.Cause(ctx))
 	case <-patience.C:
 		m.learn(news)
 		m.c.cfg.Logger.Warn("pgstore: database is away, LID mapping kept in memory", "count", len(news))
@@ -285,7 +285,7 @@ func (m *LIDMap) run(ctx context.Context) {
 		if batch == nil {
 			return
 		}
-		err := m.c.retry(ctx, attemptTimeout, func(ctx context.Context) error { return m.save(ctx, batch.pairs) })
+		err := m.c.persist(ctx, attemptTimeout, func(ctx context.Context) error { return m.save(ctx, batch.pairs) })
 		if err != nil && ctx.Err() != nil {
 			m.putBack(batch)
 			return
@@ -377,17 +377,22 @@ func (m *LIDMap) saveIn(ctx context.Context, tx pgx.Tx, pairs map[string]string)
 		lids = append(lids, keyID(pairs[pn]))
 		pns[i] = keyID(pn)
 	}
-	for _, statement := range []string{
-		`WITH old AS (SELECT l.lid FROM {schema}.lid_map l JOIN unnest($1::text[], $2::text[]) AS n (lid, pn)
+	if _, err := tx.Exec(ctx, m.c.sql(`WITH old AS (SELECT l.lid FROM {schema}.lid_map l JOIN unnest($1::text[], $2::text[]) AS n (lid, pn)
 			ON (l.lid = n.lid) <> (l.pn = n.pn) ORDER BY l.lid FOR UPDATE OF l)
-			DELETE FROM {schema}.lid_map WHERE lid IN (SELECT lid FROM old)`,
-		`INSERT INTO {schema}.lid_map (lid, pn) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING`,
-	} {
-		if _, err := tx.Exec(ctx, m.c.sql(statement), pgx.QueryExecModeExec, lids, pns); err != nil {
-			return err
-		}
+		DELETE FROM {schema}.lid_map WHERE lid IN (SELECT lid FROM old)`), pgx.QueryExecModeExec, lids, pns); err != nil {
+		return err
 	}
-	return nil
+	if _, err := tx.Exec(ctx, m.c.sql(`INSERT INTO {schema}.lid_map (lid, pn) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING`),
+		pgx.QueryExecModeExec, lids, pns); err != nil {
+		return err
+	}
+	var stored int
+	err := tx.QueryRow(ctx, m.c.sql(`SELECT count(*) FROM {schema}.lid_map JOIN unnest($1::text[], $2::text[]) AS n (lid, pn) USING (lid, pn)`),
+		pgx.QueryExecModeExec, lids, pns).Scan(&stored)
+	if err == nil && stored < len(pns) {
+		err = errAgain // another process stored a pair that contradicts ours since the first statement
+	}
+	return err
 }
 
 // ownPair is the device's own mapping, which must be durable with the device: without it messages to our own phone have no address.

@@ -10,6 +10,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/wataki/whatsmeow-pgstore/batcher"
 	"github.com/wataki/whatsmeow-pgstore/cache"
 )
 
@@ -62,7 +63,9 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 		}
 		return c.register(in)
 	})
-	if err != nil {
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: opening instance: %w", ErrUnavailable, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("pgstore: opening instance: %w", err)
 	}
 	c.mu.Lock()
@@ -79,6 +82,7 @@ func (c *Container) newInstance(id string) *instance {
 	in := &instance{c: c, id: id}
 	in.mu.groups = make(map[string]*cache.Overlay[value])
 	in.mu.migrated = make(map[string]string)
+	in.mu.open = make(map[*transaction]struct{})
 	return in
 }
 
@@ -172,9 +176,19 @@ func (c *Container) copyAside(ctx context.Context, id string, k cache.Key, reaso
 // attemptTimeout bounds one attempt at a statement, so that a connection that is half open does not hold up the next one.
 const attemptTimeout = 30 * time.Second
 
-// retry repeats fn until it succeeds, its error is for good, or the context ends: a database that
-// cannot be reached is waited for, it never looks like one that is empty. Each attempt has a limit of its own.
+// retry is persist until the container is closed.
 func (c *Container) retry(ctx context.Context, limit time.Duration, fn func(context.Context) error) error {
+	return c.persist(ctx, limit, func(ctx context.Context) error {
+		if c.closed() {
+			return ErrClosed
+		}
+		return fn(ctx)
+	})
+}
+
+// persist repeats fn until it succeeds, its error is for good, or the context ends: a
+// database that cannot be reached is waited for, it never looks like one that is empty. Each attempt has a limit of its own.
+func (c *Container) persist(ctx context.Context, limit time.Duration, fn func(context.Context) error) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		attempt, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
@@ -245,7 +259,7 @@ func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map
 func (c *Container) markClean(ctx context.Context, instances []*instance) error {
 	var lanes laneColumns
 	for _, in := range instances {
-		if in.failure() == nil || errors.Is(in.failure(), ErrClosed) {
+		if in.lane.Pending() == 0 && (in.lane.Err() == nil || errors.Is(in.lane.Err(), batcher.ErrClosed)) {
 			lanes.add(in)
 		}
 	}
@@ -256,7 +270,7 @@ func (c *Container) markClean(ctx context.Context, instances []*instance) error 
 		FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS l (id, epoch, seq)
 		WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq`), pgx.QueryExecModeExec, lanes.ids, lanes.epochs, lanes.seqs)
 	if err != nil {
-		return fmt.Errorf("pgstore: everything is saved, but the instances could not be marked as cleanly left: %w", err)
+		return fmt.Errorf("pgstore: instances could not be marked as cleanly left: %w", err)
 	}
 	return nil
 }

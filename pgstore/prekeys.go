@@ -156,7 +156,7 @@ func (s *deviceStore) MarkPreKeysAsUploaded(ctx context.Context, upToID uint32) 
 	if n := len(batch); n > 0 && batch[n-1] == upToID {
 		marked = func(id uint32) bool { return slices.Contains(batch, id) }
 	}
-	return s.write(ctx, typePreKey, patienceNone, func(v *view) error {
+	return s.write(ctx, patienceNone, func(v *view) error {
 		for _, id := range sortedPreKeyIDs(v) {
 			if k, ok := preKey(v, id); ok && marked(id) && !k.Uploaded {
 				v.Put(newKey(typePreKey, preKeyID(id)), &preKeyValue{Private: k.Private, Uploaded: true})

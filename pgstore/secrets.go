@@ -42,7 +42,7 @@ func (s *deviceStore) PutMessageSecrets(ctx context.Context, inserts []store.Mes
 			return invalid("message secret is nil")
 		}
 	}
-	return s.write(ctx, typeMessageSecret, patienceNone, func(v *view) error {
+	return s.write(ctx, patienceNone, func(v *view) error {
 		for _, insert := range inserts {
 			sender := insert.Sender.ToNonAD()
 			v.PutIfAbsent(secretKey(insert.Chat.ToNonAD(), sender, insert.ID),
@@ -91,7 +91,7 @@ func (s *deviceStore) PutPrivacyTokens(ctx context.Context, tokens ...store.Priv
 			return invalid("privacy token is nil")
 		}
 	}
-	return s.write(ctx, typePrivacyToken, patienceNone, func(v *view) error {
+	return s.write(ctx, patienceNone, func(v *view) error {
 		for _, t := range tokens {
 			k := tokenKey(t.User.ToNonAD())
 			next := &privacyTokenValue{Token: bytes.Clone(t.Token), Timestamp: t.Timestamp.Unix()}
@@ -150,7 +150,7 @@ func (v *privacyTokenValue) newerThan(o *privacyTokenValue) bool {
 
 // DeleteExpiredPrivacyTokens implements [store.PrivacyTokenStore].
 func (s *deviceStore) DeleteExpiredPrivacyTokens(ctx context.Context, cutoff time.Time) (deleted int64, err error) {
-	err = s.write(ctx, typePrivacyToken, patienceNone, func(v *view) error {
+	err = s.write(ctx, patienceNone, func(v *view) error {
 		deleted = 0
 		for _, id := range v.IDs(typePrivacyToken, "") {
 			k := cache.Key{Type: typePrivacyToken, ID: id}

@@ -3,6 +3,7 @@ package pgstore
 import (
 	"bytes"
 	"context"
+	"errors"
 
 	"go.mau.fi/whatsmeow/types"
 
@@ -12,7 +13,7 @@ import (
 // PutIdentity implements [store.IdentityStore]. Storing the identity that is stored costs nothing: the client does so with every message.
 func (s *deviceStore) PutIdentity(ctx context.Context, address string, key [32]byte) error {
 	k := newKey(typeIdentity, address)
-	if v, ok, err := s.get(ctx, k); err != nil {
+	if v, ok, err := s.get(ctx, k); err != nil && !errors.Is(err, ErrUnavailable) {
 		return err
 	} else if old, ok := found[*bytesValue](v, ok); ok && bytes.Equal(old.Value, key[:]) {
 		return nil
@@ -144,11 +145,8 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 	wait := patienceNone
 	if in.transactionOf(ctx) == nil {
 		old, err := s.record(ctx, k)
-		if err != nil {
-			return err
-		}
 		switch {
-		case sendingAdvanced(old, session):
+		case err != nil || sendingAdvanced(old, session): // doubt means a send, and an advance must not be lost
 			wait = s.sendPatience()
 		case sameSendingChain(old, session):
 			s.warnUnbuffered(in)
@@ -182,7 +180,7 @@ func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][
 	if err != nil {
 		return err
 	}
-	return in.writeMany(ctx, in.durableIf(typeSession, s.sendPatience()), len(sessions), func(v *view) error {
+	return in.writeMany(ctx, s.sendPatience(), len(sessions), func(v *view) error {
 		for address, session := range sessions {
 			v.Put(newKey(typeSession, address), newRecord(session))
 		}
@@ -286,12 +284,8 @@ func (s *deviceStore) PutSenderKey(ctx context.Context, group, user string, sess
 		return err
 	} else if own {
 		wait = s.sendPatience()
-	} else if old, err := s.record(ctx, k); err != nil {
-		return err
-	} else if !bytes.Equal(senderKeyID(old), senderKeyID(session)) {
+	} else if old, err := s.record(ctx, k); err != nil || !bytes.Equal(senderKeyID(old), senderKeyID(session)) {
 		wait = patienceOutage
-	} else if in, _ := s.instance(ctx); in.transactionOf(ctx) == nil {
-		s.warnUnbuffered(in)
 	}
 	return s.put(ctx, wait, k, newRecord(session))
 }

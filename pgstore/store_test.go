@@ -32,8 +32,10 @@ func TestDeviceSurvivesRestart(t *testing.T) {
 	require.NoError(t, d.Save(ctx))
 	require.NoError(t, c.Close())
 
+	require.True(t, scalar[bool](t, dsn, `SELECT clean_at_epoch = epoch FROM whatsmeow.instances`))
 	again, err := reopen(t, dsn).GetFirstDevice(ctx)
 	require.NoError(t, err)
+	require.Zero(t, scalar[int](t, dsn, `SELECT step_through FROM whatsmeow.instances`), "it was left cleanly")
 	require.Equal(t, d.ID, again.ID)
 	require.Equal(t, d.LID, again.LID)
 	require.Equal(t, d.NoiseKey, again.NoiseKey)

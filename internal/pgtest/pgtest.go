@@ -74,7 +74,7 @@ func binaries() (string, error) {
 	if len(found) == 0 {
 		return "", errors.New("local: no initdb on this machine")
 	}
-	slices.Sort(found)
+	slices.SortFunc(found, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) }) // 9.6 before 15
 	return filepath.Dir(found[len(found)-1]), nil
 }
 

@@ -27,6 +27,8 @@ func Conformance(t *testing.T, b Backend) {
 	cases = append(cases, eventCases...)
 	cases = append(cases, lidCases...)
 	cases = append(cases, deviceCases...)
+	cases = append(cases, deletionCases...)
+	cases = append(cases, transactionCases...)
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
