@@ -29,6 +29,8 @@ const (
 	Scoped
 	// OnDemand types are in memory only while they are dirty.
 	OnDemand
+	// Pinned types are loaded whole when the instance is opened and are never evicted.
+	Pinned
 )
 
 // Config describes the types and the limits of a [Cache]. All functions are

@@ -6,6 +6,9 @@ import (
 	"sync/atomic"
 )
 
+// keyOverhead is what a key costs whose value is not held and whose entry is shared: the map's slot and the string header.
+const keyOverhead = 40
+
 // entryOverhead is what an entry costs beside key and value: the map's slot, the
 // string header and the entry itself (measured with runtime.MemStats on 64-bit Go).
 const entryOverhead = 112
@@ -33,6 +36,7 @@ type Instance[V any] struct {
 	cache   *Cache[V]
 	id      string
 	fetcher Fetcher[V]
+	keyOnly *entry[V] // shared by all clean keys of [KeysOnly] types
 
 	mu struct {
 		sync.RWMutex
@@ -45,7 +49,7 @@ type Instance[V any] struct {
 }
 
 func newInstance[V any](c *Cache[V], id string, fetcher Fetcher[V]) *Instance[V] {
-	inst := &Instance[V]{cache: c, id: id, fetcher: fetcher}
+	inst := &Instance[V]{cache: c, id: id, fetcher: fetcher, keyOnly: &entry[V]{state: evicted}}
 	inst.mu.entries = make(map[Type]map[string]*entry[V])
 	inst.mu.scopes = make(map[Key]struct{})
 	inst.mu.fetches = make(map[*fetch[V]]struct{})
@@ -69,7 +73,7 @@ func (f *Filler[V]) Instance() *Instance[V] { return f.inst }
 func (f *Filler[V]) AddKey(k Key) {
 	f.inst.mu.Lock()
 	defer f.inst.mu.Unlock()
-	f.inst.setLocked(k, &entry[V]{state: evicted})
+	f.inst.setLocked(k, f.inst.keyOnly)
 }
 
 // Read runs fn on a consistent view of the instance, seen through overlay if it is
@@ -206,10 +210,10 @@ func (inst *Instance[V]) settleLocked(k Key, e *entry[V]) {
 		return
 	}
 	switch inst.cache.cfg.Residency(k.Type) {
-	case Resident:
+	case Resident, Pinned:
 	case KeysOnly:
 		if e.state == hasValue && (inst.cache.cfg.Keep == nil || !inst.cache.cfg.Keep(k, e.value)) {
-			inst.setLocked(k, &entry[V]{state: evicted, version: e.version})
+			inst.setLocked(k, inst.keyOnly)
 		}
 	case Scoped:
 		if !inst.scopeLoadedLocked(k) {
@@ -240,7 +244,7 @@ func (inst *Instance[V]) scopeLoadedLocked(k Key) bool {
 // absentLocked says whether a key with no entry is known not to exist.
 func (inst *Instance[V]) absentLocked(k Key) bool {
 	switch inst.cache.cfg.Residency(k.Type) {
-	case Resident, KeysOnly:
+	case Resident, KeysOnly, Pinned:
 		return true
 	case Scoped:
 		return inst.scopeLoadedLocked(k)
@@ -258,21 +262,31 @@ func (inst *Instance[V]) setLocked(k Key, e *entry[V]) {
 		byID = make(map[string]*entry[V])
 		inst.mu.entries[k.Type] = byID
 	}
-	e.size = entryOverhead + len(k.ID)
-	if e.state == hasValue {
-		e.size += inst.cache.cfg.Size(e.value)
+	if e != inst.keyOnly {
+		e.size = entryOverhead + len(k.ID)
+		if e.state == hasValue {
+			e.size += inst.cache.cfg.Size(e.value)
+		}
 	}
-	grown := e.size
+	grown := inst.sizeOf(k.ID, e)
 	if old := byID[k.ID]; old != nil {
-		grown -= old.size
+		grown -= inst.sizeOf(k.ID, old)
 	}
 	byID[k.ID] = e
 	inst.cache.bytes.Add(int64(grown))
 }
 
+// sizeOf is what an entry was counted as when it was set.
+func (inst *Instance[V]) sizeOf(id string, e *entry[V]) int {
+	if e == inst.keyOnly {
+		return keyOverhead + len(id)
+	}
+	return e.size
+}
+
 func (inst *Instance[V]) removeLocked(k Key) {
 	if e := inst.mu.entries[k.Type][k.ID]; e != nil {
-		inst.cache.bytes.Add(int64(-e.size))
+		inst.cache.bytes.Add(int64(-inst.sizeOf(k.ID, e)))
 		delete(inst.mu.entries[k.Type], k.ID)
 	}
 }
@@ -287,10 +301,14 @@ func (inst *Instance[V]) evict(secondChance bool) {
 			if inst.cache.bytes.Load() <= inst.cache.cfg.Budget {
 				return
 			}
-			if e.dirty || e.state != hasValue || residency == OnDemand || (secondChance && e.used.Swap(false)) {
+			if e.dirty || e.state != hasValue || residency == OnDemand || residency == Pinned || (secondChance && e.used.Swap(false)) {
 				continue
 			}
-			inst.setLocked(Key{t, id}, &entry[V]{state: evicted, version: e.version})
+			if residency == KeysOnly {
+				inst.setLocked(Key{t, id}, inst.keyOnly)
+			} else {
+				inst.setLocked(Key{t, id}, &entry[V]{state: evicted, version: e.version})
+			}
 			inst.cache.stats.evictions.Add(1)
 		}
 	}
@@ -300,8 +318,8 @@ func (inst *Instance[V]) drop() {
 	inst.mu.Lock()
 	defer inst.mu.Unlock()
 	for _, byID := range inst.mu.entries {
-		for _, e := range byID {
-			inst.cache.bytes.Add(int64(-e.size))
+		for id, e := range byID {
+			inst.cache.bytes.Add(int64(-inst.sizeOf(id, e)))
 		}
 	}
 	inst.mu.entries = make(map[Type]map[string]*entry[V])

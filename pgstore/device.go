@@ -187,7 +187,7 @@ func (c *Container) wire(d *store.Device, id string) {
 	if d.Initialized {
 		return
 	}
-	d.SetAllStores(c.newDeviceStore(id, *d.ID))
+	d.SetAllStores(c.newDeviceStore(id, d))
 	d.LIDs = c.LIDMap
 	d.Container = &binding{Container: c, id: id}
 	d.Initialized = true

@@ -1,6 +1,7 @@
 package pgstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,9 +20,10 @@ import (
 // The embedded NoopStore answers methods that a newer whatsmeow has added to its interfaces.
 type deviceStore struct {
 	*store.NoopStore
-	c   *Container
-	id  string
-	jid types.JID
+	c     *Container
+	id    string
+	jid   types.JID
+	noise [keyLength]byte // tells two pairings of one JID apart
 
 	mu sync.Mutex
 	in *instance
@@ -29,8 +31,8 @@ type deviceStore struct {
 
 var _ store.AllSessionSpecificStores = (*deviceStore)(nil)
 
-func (c *Container) newDeviceStore(id string, jid types.JID) *deviceStore {
-	return &deviceStore{NoopStore: &store.NoopStore{Error: ErrUnsupported}, c: c, id: id, jid: jid}
+func (c *Container) newDeviceStore(id string, d *store.Device) *deviceStore {
+	return &deviceStore{NoopStore: &store.NoopStore{Error: ErrUnsupported}, c: c, id: id, jid: *d.ID, noise: *d.NoiseKey.Priv}
 }
 
 // instance returns the taken instance.
@@ -48,7 +50,7 @@ func (s *deviceStore) instance(ctx context.Context) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !found || string(v.(*credsValue).Device.JID) != s.jid.String() {
+	if !found || !s.isOf(v.(*credsValue).Device) {
 		return nil, ErrDeviceDeleted
 	}
 	s.mu.Lock()
@@ -57,6 +59,11 @@ func (s *deviceStore) instance(ctx context.Context) (*instance, error) {
 		s.in = in
 	}
 	return s.in, nil
+}
+
+// isOf says whether credentials are those of the device that these stores were made for.
+func (s *deviceStore) isOf(stored *deviceJSON) bool {
+	return string(stored.JID) == s.jid.String() && bytes.Equal(stored.NoiseKey, s.noise[:])
 }
 
 // taken is the instance that these stores use, nil before their first use.
@@ -117,6 +124,13 @@ func (s *deviceStore) looks(t cache.Type) bool {
 
 // look answers a read from the table through a cache that is thrown away, so that no later take trusts it.
 func (s *deviceStore) look(ctx context.Context, t cache.Type, held cache.Residency, fn func(*view) error) error {
+	stored, err := s.c.storedDevice(ctx, s.id)
+	if err != nil {
+		return err
+	}
+	if stored == nil || !s.isOf(stored) {
+		return ErrDeviceDeleted
+	}
 	f := &fetcher{c: s.c, id: s.id}
 	throwaway := cache.New(cache.Config[value]{
 		Residency: func(of cache.Type) cache.Residency {

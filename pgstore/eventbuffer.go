@@ -97,7 +97,11 @@ func (s *deviceStore) ClearBufferedEventPlaintext(ctx context.Context, ciphertex
 
 // DeleteOldBufferedHashes implements [store.EventBuffer], for all instances that this container has taken.
 func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
-	if _, err := s.instance(ctx); err != nil {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	if err = in.failure(); err != nil {
 		return err
 	}
 	s.c.mu.Lock()

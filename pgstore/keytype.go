@@ -37,7 +37,7 @@ var keyTypes = [typeCount]struct {
 	residency cache.Residency
 	empty     func() value
 }{
-	typeCreds:           {"creds", cache.Resident, func() value { return new(credsValue) }},
+	typeCreds:           {"creds", cache.Pinned, func() value { return new(credsValue) }},
 	typeIdentity:        {"identity", cache.Resident, func() value { return new(bytesValue) }},
 	typeSession:         {"session", cache.Resident, func() value { return new(recordValue) }},
 	typePreKey:          {"pre_key", cache.Resident, func() value { return new(preKeyValue) }},
@@ -64,11 +64,11 @@ var typesByName = func() map[string]cache.Type {
 
 func typeName(t cache.Type) string { return keyTypes[t].name }
 
-// namesOf lists the key_type of all types with a residency.
-func namesOf(r cache.Residency) []string {
+// loadedTypes lists the key_type of all types that are loaded whole.
+func loadedTypes() []string {
 	var names []string
 	for _, d := range keyTypes {
-		if d.residency == r {
+		if d.residency == cache.Resident || d.residency == cache.Pinned {
 			names = append(names, d.name)
 		}
 	}

@@ -108,7 +108,7 @@ func (c *Container) register(in *instance) error {
 // load reads what is held in memory. A row that does not parse is set aside and answers absent.
 func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[value]) error {
 	rows, err := c.pool.Query(ctx, c.sql(`SELECT key_type, key_id, data::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)`),
-		pgx.QueryExecModeExec, in.id, namesOf(cache.Resident))
+		pgx.QueryExecModeExec, in.id, loadedTypes())
 	if err != nil {
 		return err
 	}

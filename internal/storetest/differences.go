@@ -15,6 +15,7 @@ var Differences = map[string]string{
 	"old stores of a deleted device":          "sqlstore answers from empty tables and fails on foreign keys; ours answers ErrDeviceDeleted",
 	"migration to another LID":                "sqlstore remembers that a phone number was migrated, whatever the LID; ours migrates again when the LID changed",
 	"other keys under a JID":                  "sqlstore keeps the old keys in silence; ours says ErrDeviceConflict",
+	"old hashes of other devices":             "sqlstore prunes those of all devices in the database; ours of the instances that the container has taken, as nobody else may write them",
 	"empty JID":                               "sqlstore writes NULL, which PostgreSQL refuses and SQLite never finds again; the client passes empty JIDs, ours are a key like another",
 	"empty plaintext":                         "SQLite reads it back as nil, which stands for an event that was processed; ours is what it was",
 	"empty records":                           "sqlstore stores an empty session, which then cannot be parsed; ours refuses it",

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
 )
 
 func checkBuffered(t *testing.T, s *Subject, ctx context.Context, hash byte, found bool, plaintext []byte) {
@@ -49,6 +51,26 @@ var eventCases = []testCase{
 			checkBuffered(t, s, ctx, 99, false, nil)
 			require.Error(t, s.EventBuffer.PutBufferedEvent(ctx, [32]byte{1}, []byte("again"), time.Unix(1000, 0)), "the same hash twice")
 			checkBuffered(t, s, ctx, 1, true, []byte("one"))
+		},
+	},
+	{
+		name: "old hashes of another device",
+		do: func(t *testing.T, s *Subject) {
+			other := s.Container.NewDevice()
+			signaltest.FillPairing(other)
+			require.NoError(t, other.Save(ctx))
+			require.NoError(t, other.EventBuffer.PutBufferedEvent(ctx, [32]byte{1}, []byte("p"), time.Unix(1000, 0)))
+			require.NoError(t, s.EventBuffer.DeleteOldBufferedHashes(ctx))
+			s.Differs("old hashes of other devices")
+		},
+		check: func(t *testing.T, s *Subject) {
+			all, err := s.Container.GetAllDevices(ctx)
+			require.NoError(t, err)
+			for _, d := range all {
+				event, err := d.EventBuffer.GetBufferedEvent(ctx, [32]byte{1})
+				require.NoError(t, err)
+				require.Equal(t, d.ID.User == s.ID.User, event == nil, "what is not old stays")
+			}
 		},
 	},
 	{
