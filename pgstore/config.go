@@ -45,7 +45,10 @@ const (
 // usable. It is copied: later changes have no effect.
 type Config struct {
 	// DSN is a PostgreSQL connection string or URL. The container opens a pool of its own on it and
-	// closes it in Close. Exactly one of DSN and Pool must be set.
+	// closes it in Close. Exactly one of DSN and Pool must be set. Where it names none, a connection has to be made within
+	// 10 seconds; TCP keep-alives find a dead one within 30. Each statement has a limit on this side of the connection (30
+	// seconds, FlushTimeout, two minutes for loading an instance) and no statement_timeout, which PgBouncer could
+	// not pass on.
 	DSN string
 	// Pool is used instead of a pool of the container's own. Whoever made it closes it, after Close of
 	// the container has returned. It needs at least two connections.
