@@ -75,6 +75,9 @@ func (s *deviceStore) GetLatestAppStateSyncKeyID(ctx context.Context) ([]byte, e
 // GetAllAppStateSyncKeys implements [store.AppStateSyncKeyStore]: newest first.
 func (s *deviceStore) GetAllAppStateSyncKeys(ctx context.Context) ([]*store.AppStateSyncKey, error) {
 	all, err := s.appStateKeys(ctx)
+	if len(all) == 0 {
+		return nil, err // not an empty slice: as sqlstore answers
+	}
 	out := make([]*store.AppStateSyncKey, 0, len(all))
 	for _, k := range all {
 		out = append(out, k.export())
