@@ -2,15 +2,20 @@ package pgstore_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"go.mau.fi/util/random"
 	waBinary "go.mau.fi/whatsmeow/binary"
-	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
@@ -18,24 +23,37 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
-// benchStores are the stores that the paths of the client are measured on: ours, what people use today, and the floor.
-func benchStores() []struct {
-	name string
-	open func(testing.TB) *store.Device
-} {
-	on := func(b storetest.Backend) func(testing.TB) *store.Device {
-		return func(t testing.TB) *store.Device { return storetest.New(t, b).Device }
+// benchStores are the stores that are measured: ours in its modes, what people use today, and the floor, which is the last.
+var benchStores = []storetest.Backend{
+	storetest.Pgstore("Durable", func(*pgstore.Config) {}),
+	storetest.Pgstore("WriteBehind", func(cfg *pgstore.Config) { cfg.Sends = pgstore.WriteBehind }),
+	storetest.Pgstore("DurableAcks", func(cfg *pgstore.Config) { cfg.DurableAcks = true }),
+	sqlstoreNamed("sqlstore"),
+	{Name: "maps"},
+}
+
+func sqlstoreNamed(name string) storetest.Backend {
+	b := storetest.SqlstorePostgres()
+	b.Name = name
+	return b
+}
+
+// subjects opens n devices of a store on one database.
+func subjects(b *testing.B, s storetest.Backend, n int) []*storetest.Subject {
+	if s.Open == nil {
+		maps := make([]*storetest.Subject, n)
+		for i := range maps {
+			maps[i] = &storetest.Subject{Device: signaltest.NewMemoryDevice(new(pgstore.Container).NewDevice())}
+		}
+		return maps
 	}
-	return []struct {
-		name string
-		open func(testing.TB) *store.Device
-	}{
-		{"pgstore", on(storetest.Pgstore("", func(*pgstore.Config) {}))},
-		{"pgstore-WriteBehind", on(storetest.Pgstore("", func(cfg *pgstore.Config) { cfg.Sends = pgstore.WriteBehind }))},
-		{"pgstore-DurableAcks", on(storetest.Pgstore("", func(cfg *pgstore.Config) { cfg.DurableAcks = true }))},
-		{"sqlstore", on(storetest.SqlstorePostgres())},
-		{"maps", func(testing.TB) *store.Device { return signaltest.NewMemoryDevice(new(pgstore.Container).NewDevice()) }},
+	all := []*storetest.Subject{storetest.New(b, s)}
+	for len(all) < n {
+		another := *all[0]
+		another.Device = pair(b, all[0].Container.NewDevice())
+		all = append(all, &another)
 	}
+	return all
 }
 
 func memoryPeers(n int) []*signaltest.Peer {
@@ -46,126 +64,267 @@ func memoryPeers(n int) []*signaltest.Peer {
 	return peers
 }
 
-// BenchmarkPaths measures each path of the client on each store, with the client's own code and real encryption.
-func BenchmarkPaths(b *testing.B) {
-	group := types.NewJID("12345", types.GroupServer)
-	paths := []struct {
-		name string
-		run  func(b *testing.B, ours *signaltest.Peer)
-	}{
-		{"receive", func(b *testing.B, ours *signaltest.Peer) {
-			theirs := memoryPeers(1)[0]
-			meet(b, theirs, ours)
-			messages := make([]*waBinary.Node, b.N)
-			for i := range messages {
-				sent, err := theirs.Send(ctx, []types.JID{ours.Address()}, []byte("message"))
-				require.NoError(b, err)
-				messages[i] = sent[ours.Address()]
-			}
-			b.ResetTimer()
-			for _, m := range messages {
-				if _, err := ours.Receive(ctx, theirs.Address(), m); err != nil {
-					b.Fatal(err)
-				}
-			}
-		}},
-		{"send", func(b *testing.B, ours *signaltest.Peer) {
-			theirs := memoryPeers(1)[0]
-			meet(b, theirs, ours)
-			b.ResetTimer()
-			for range b.N {
-				if _, err := ours.Send(ctx, []types.JID{theirs.Address()}, []byte("message")); err != nil {
-					b.Fatal(err)
-				}
-			}
-		}},
-		{"send-64", func(b *testing.B, ours *signaltest.Peer) {
-			var to []types.JID
-			for _, p := range memoryPeers(64) {
-				meet(b, p, ours)
-				to = append(to, p.Address())
-			}
-			b.ResetTimer()
-			for range b.N {
-				if _, err := ours.Send(ctx, to, []byte("message")); err != nil {
-					b.Fatal(err)
-				}
-			}
-		}},
-		{"group-receive", func(b *testing.B, ours *signaltest.Peer) {
-			theirs := memoryPeers(1)[0]
-			distribution, err := theirs.JoinGroup(ctx, group)
+// benchPaths are the paths of the client: each prepares n rounds and returns what one of them does.
+var benchPaths = []struct {
+	name    string
+	prepare func(b *testing.B, ours *signaltest.Peer, n int) func(round int) error
+}{
+	{"receive", func(b *testing.B, ours *signaltest.Peer, n int) func(int) error {
+		theirs := memoryPeers(1)[0]
+		signaltest.Meet(b, theirs, ours)
+		messages := make([]*waBinary.Node, n)
+		for i := range messages {
+			sent, err := theirs.Send(ctx, []types.JID{ours.Address()}, []byte("message"))
 			require.NoError(b, err)
-			require.NoError(b, ours.Welcome(ctx, group, theirs.Address(), distribution))
-			messages := make([]*waBinary.Node, b.N)
-			for i := range messages {
-				messages[i], err = theirs.SendGroup(ctx, group, []byte("message"))
-				require.NoError(b, err)
-			}
-			b.ResetTimer()
-			for _, m := range messages {
-				if _, err := ours.ReceiveGroup(ctx, group, theirs.Address(), m); err != nil {
-					b.Fatal(err)
-				}
-			}
-		}},
-		{"group-send", func(b *testing.B, ours *signaltest.Peer) {
-			_, err := ours.JoinGroup(ctx, group)
+			messages[i] = sent[ours.Address()]
+		}
+		return func(i int) error {
+			_, err := ours.Receive(ctx, theirs.Address(), messages[i])
+			return err
+		}
+	}},
+	{"send", func(b *testing.B, ours *signaltest.Peer, _ int) func(int) error { return sendTo(b, ours, 1) }},
+	{"send-64", func(b *testing.B, ours *signaltest.Peer, _ int) func(int) error { return sendTo(b, ours, 64) }},
+	{"group-receive", func(b *testing.B, ours *signaltest.Peer, n int) func(int) error {
+		theirs := memoryPeers(1)[0]
+		distribution, err := theirs.JoinGroup(ctx, benchGroup)
+		require.NoError(b, err)
+		require.NoError(b, ours.Welcome(ctx, benchGroup, theirs.Address(), distribution))
+		messages := make([]*waBinary.Node, n)
+		for i := range messages {
+			messages[i], err = theirs.SendGroup(ctx, benchGroup, []byte("message"))
 			require.NoError(b, err)
-			b.ResetTimer()
-			for range b.N {
-				if _, err := ours.SendGroup(ctx, group, []byte("message")); err != nil {
-					b.Fatal(err)
-				}
+		}
+		return func(i int) error {
+			_, err := ours.ReceiveGroup(ctx, benchGroup, theirs.Address(), messages[i])
+			return err
+		}
+	}},
+	{"group-send", func(b *testing.B, ours *signaltest.Peer, _ int) func(int) error {
+		_, err := ours.JoinGroup(ctx, benchGroup)
+		require.NoError(b, err)
+		return func(int) error {
+			_, err := ours.SendGroup(ctx, benchGroup, []byte("message"))
+			return err
+		}
+	}},
+	{"group-send-512-new", func(b *testing.B, ours *signaltest.Peer, _ int) func(int) error { // with the sender key to each of 512 devices
+		_, err := ours.JoinGroup(ctx, benchGroup)
+		require.NoError(b, err)
+		distribute := sendTo(b, ours, 512)
+		return func(i int) error {
+			if _, err := ours.SendGroup(ctx, benchGroup, []byte("message")); err != nil {
+				return err
 			}
-		}},
+			return distribute(i)
+		}
+	}},
+}
+
+var benchGroup = types.NewJID("12345", types.GroupServer)
+
+// sendTo prepares messages to so many devices.
+func sendTo(b *testing.B, ours *signaltest.Peer, devices int) func(int) error {
+	var to []types.JID
+	for _, p := range memoryPeers(devices) {
+		signaltest.Meet(b, p, ours)
+		to = append(to, p.Address())
 	}
-	for _, path := range paths {
-		for _, s := range benchStores() {
-			b.Run(path.name+"/"+s.name, func(b *testing.B) {
-				path.run(b, signaltest.NewPeer(s.open(b)))
+	return func(int) error {
+		_, err := ours.Send(ctx, to, []byte("message"))
+		return err
+	}
+}
+
+// benchBlock is how many rounds a store has before it is the next one's turn.
+const benchBlock = 20
+
+func median(times []time.Duration) float64 {
+	slices.Sort(times)
+	return float64(times[len(times)/2])
+}
+
+// BenchmarkPaths measures each path of the client on all stores in turns, with the client's own code and real encryption, and
+// reports the medians: for maps in µs, for the others how many times as long they take.
+func BenchmarkPaths(b *testing.B) {
+	for _, path := range benchPaths {
+		b.Run(path.name, func(b *testing.B) {
+			rounds := make([]func(int) error, len(benchStores))
+			for s, backend := range benchStores {
+				rounds[s] = path.prepare(b, signaltest.NewPeer(subjects(b, backend, 1)[0].Device), b.N)
+			}
+			times := make([][]time.Duration, len(benchStores))
+			b.ResetTimer()
+			for from := 0; from < b.N; from += benchBlock {
+				for _, s := range rand.Perm(len(rounds)) { // nobody always has the same one before him
+					for i := from; i < min(from+benchBlock, b.N); i++ {
+						start := time.Now()
+						if err := rounds[s](i); err != nil {
+							b.Fatal(err)
+						}
+						times[s] = append(times[s], time.Since(start))
+					}
+				}
+			}
+			b.StopTimer()
+			last := len(benchStores) - 1
+			floor := median(times[last])
+			for s, backend := range benchStores[:last] {
+				b.ReportMetric(median(times[s])/floor, backend.Name+"/maps")
+			}
+			b.ReportMetric(floor/1000, "µs-maps")
+		})
+	}
+}
+
+// BenchmarkEightInstances measures eight instances of one container at once, each of which reads a message and answers it,
+// until all is durable, and reports each store's throughput in parts of that of maps.
+func BenchmarkEightInstances(b *testing.B) {
+	const instances, exchanges = 8, 500
+	type chat struct{ ours, theirs *signaltest.Peer }
+	chats := make([][]chat, len(benchStores))
+	settle := make([]func(), len(benchStores))
+	for s, backend := range benchStores {
+		all := subjects(b, backend, instances)
+		settle[s] = func() { all[0].Settle(b) }
+		for i, subject := range all {
+			chats[s] = append(chats[s], chat{signaltest.NewPeer(subject.Device), memoryPeers(1)[0]})
+			signaltest.Meet(b, chats[s][i].theirs, chats[s][i].ours)
+		}
+	}
+	took := make([]time.Duration, len(benchStores))
+	b.ResetTimer()
+	for range b.N {
+		for s := range benchStores {
+			in, out := make([][]*waBinary.Node, instances), make([][]*waBinary.Node, instances)
+			for i, c := range chats[s] {
+				for range exchanges {
+					sent, err := c.theirs.Send(ctx, []types.JID{c.ours.Address()}, []byte("message"))
+					require.NoError(b, err)
+					in[i] = append(in[i], sent[c.ours.Address()])
+				}
+			}
+			start := time.Now()
+			var wg sync.WaitGroup
+			for i, c := range chats[s] {
+				wg.Go(func() {
+					for _, message := range in[i] {
+						if _, err := c.ours.Receive(ctx, c.theirs.Address(), message); err != nil {
+							b.Error(err)
+						}
+						sent, err := c.ours.Send(ctx, []types.JID{c.theirs.Address()}, []byte("answer"))
+						if err != nil {
+							b.Error(err)
+						}
+						out[i] = append(out[i], sent[c.theirs.Address()])
+					}
+				})
+			}
+			wg.Wait()
+			settle[s]()
+			took[s] += time.Since(start)
+			for i, c := range chats[s] {
+				for _, message := range out[i] {
+					_, err := c.theirs.Receive(ctx, c.ours.Address(), message)
+					require.NoError(b, err)
+				}
+			}
+		}
+	}
+	last := len(benchStores) - 1
+	for s, backend := range benchStores[:last] {
+		b.ReportMetric(float64(took[last])/float64(took[s]), backend.Name+"/maps")
+	}
+}
+
+// BenchmarkWAL counts what each message adds to the database's write-ahead log.
+func BenchmarkWAL(b *testing.B) {
+	for _, path := range benchPaths {
+		for _, backend := range benchStores[:len(benchStores)-1] {
+			b.Run(path.name+"/"+backend.Name, func(b *testing.B) {
+				subject := subjects(b, backend, 1)[0]
+				round := path.prepare(b, signaltest.NewPeer(subject.Device), b.N)
+				position := func() float64 {
+					subject.Settle(b)
+					return scalar[float64](b, subject.Address, `SELECT (pg_current_wal_insert_lsn() - '0/0')::float8`)
+				}
+				before := position()
+				b.ResetTimer()
+				for i := range b.N {
+					if err := round(i); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.StopTimer()
+				b.ReportMetric((position()-before)/float64(b.N), "WAL-B/op")
 			})
 		}
 	}
 }
 
-// BenchmarkOpen compares opening an instance with 10,000 sessions with reading its rows into a map.
-func BenchmarkOpen(b *testing.B) {
+// withSessions makes an instance with so many sessions of 2.6 KB and returns where it is and how many bytes they have.
+func withSessions(b *testing.B, n int) (dsn string, jid types.JID, raw int) {
 	c, dsn := open(b)
 	d := pair(b, c.NewDevice())
 	sessions := make(map[string][]byte)
-	for i := range 10_000 {
-		sessions[fmt.Sprintf("%d:0", i)] = recordOf(2600, i)
+	for i := range n {
+		address := fmt.Sprintf("%d:0", i)
+		sessions[address] = recordOf(2600, i)
+		raw += len(address) + len(sessions[address])
 	}
 	require.NoError(b, d.Sessions.PutManySessions(ctx, sessions))
 	require.NoError(b, c.Close())
-	b.Run("rows", func(b *testing.B) {
-		conn, err := pgx.Connect(ctx, dsn)
-		require.NoError(b, err)
-		defer func() { require.NoError(b, conn.Close(ctx)) }()
-		for range b.N {
-			rows, err := conn.Query(ctx, `SELECT key_type, key_id, data::text FROM whatsmeow.auth_keys WHERE instance_id = $1`, d.ID.String())
+	return dsn, *d.ID, raw
+}
+
+// BenchmarkOpen compares opening an instance with reading its rows into a map, in turns, and reports how much memory it then
+// holds in parts of its keys' bytes.
+func BenchmarkOpen(b *testing.B) {
+	for _, n := range []int{100, 10_000, 100_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			dsn, jid, raw := withSessions(b, n)
+			conn, err := pgx.Connect(ctx, dsn)
 			require.NoError(b, err)
-			read := make(map[string][]byte)
-			for rows.Next() {
-				raw := rows.RawValues()
-				read[string(raw[0])+string(raw[1])] = bytes.Clone(raw[2])
+			defer func() { require.NoError(b, conn.Close(ctx)) }()
+			var floor, ours []time.Duration
+			var held []float64
+			b.ResetTimer()
+			for range b.N {
+				start := time.Now()
+				rows, err := conn.Query(ctx, `SELECT key_type, key_id, data::text FROM whatsmeow.auth_keys WHERE instance_id = $1`, jid.String())
+				require.NoError(b, err)
+				read := make(map[string][]byte)
+				for rows.Next() {
+					raw := rows.RawValues()
+					read[string(raw[0])+string(raw[1])] = bytes.Clone(raw[2])
+				}
+				require.NoError(b, rows.Err())
+				floor = append(floor, time.Since(start))
+
+				c := reopen(b, dsn)
+				before := heap()
+				start = time.Now()
+				d, err := c.GetDevice(ctx, jid)
+				ours = append(ours, time.Since(start))
+				require.NoError(b, err)
+				held = append(held, float64(heap()-before)/float64(raw))
+				runtime.KeepAlive(d)
+				require.NoError(b, c.Close())
 			}
-			require.NoError(b, rows.Err())
-		}
-	})
-	b.Run("GetDevice", func(b *testing.B) {
-		for range b.N {
 			b.StopTimer()
-			c := reopen(b, dsn)
-			b.StartTimer()
-			_, err := c.GetDevice(ctx, *d.ID)
-			require.NoError(b, err)
-			b.StopTimer()
-			require.NoError(b, c.Close())
-			b.StartTimer()
-		}
-	})
+			b.ReportMetric(median(ours)/median(floor), "GetDevice/rows")
+			b.ReportMetric(median(ours)/1e6, "ms")
+			b.ReportMetric(slices.MinFunc(held, cmp.Compare[float64]), "held/raw")
+		})
+	}
+}
+
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // recordOf is a session of about n bytes; keys do not compress.

@@ -23,13 +23,13 @@ func life(t testing.TB, dsn string, edit ...func(*pgstore.Config)) {
 	c := reopen(t, dsn, edit...)
 	d := pair(t, c.NewDevice())
 	theirs := signaltest.NewPeer(signaltest.NewMemoryDevice(c.NewDevice()))
-	meet(t, theirs, signaltest.NewPeer(d))
+	signaltest.Meet(t, theirs, signaltest.NewPeer(d))
 	require.NoError(t, d.MsgSecrets.PutMessageSecret(ctx, theirs.Address(), theirs.Address(), "A", []byte("secret")))
 	require.NoError(t, c.Close())
 	c = reopen(t, dsn, edit...)
 	d, err := c.GetDevice(ctx, *d.ID)
 	require.NoError(t, err)
-	say(t, theirs, signaltest.NewPeer(d), "after")
+	signaltest.Say(t, theirs, signaltest.NewPeer(d), "after")
 	secret, _, err := d.MsgSecrets.GetMessageSecret(ctx, theirs.Address(), theirs.Address(), "A")
 	require.NoError(t, err)
 	require.Equal(t, "secret", string(secret))
@@ -171,38 +171,4 @@ func TestADeletedDeviceLeavesNothing(t *testing.T) {
 	for _, table := range []string{"instances", "auth_keys", "set_aside"} {
 		require.Zero(t, scalar[int](t, dsn, "SELECT count(*) FROM whatsmeow."+table), table)
 	}
-}
-
-// A container that restarts under a running bot is an outage like another: messages go on, and nothing is lost.
-func TestP7SurvivesARestartOfTheDatabasesContainer(t *testing.T) {
-	t.Parallel()
-	dsn, restart := pgtest.Container(t)
-	c := reopen(t, dsn, func(cfg *pgstore.Config) { cfg.Sends = pgstore.WriteBehind })
-	d := pair(t, c.NewDevice())
-	ours, theirs := signaltest.NewPeer(d), signaltest.NewPeer(signaltest.NewMemoryDevice(c.NewDevice()))
-	meet(t, theirs, ours)
-	restarted := make(chan struct{})
-	go func() {
-		defer close(restarted)
-		restart()
-	}()
-	talking := true
-	for i := 0; talking; i++ {
-		select {
-		case <-restarted:
-			talking = false
-		default:
-		}
-		say(t, theirs, ours, fmt.Sprint("in ", i))
-		say(t, ours, theirs, fmt.Sprint("out ", i))
-	}
-	require.NoError(t, c.Flush(ctx))
-	session, err := d.Sessions.GetSession(ctx, theirs.Address().SignalAddress().String())
-	require.NoError(t, err)
-	require.NoError(t, c.Close())
-	d, err = reopen(t, dsn).GetDevice(ctx, *d.ID)
-	require.NoError(t, err)
-	saved, err := d.Sessions.GetSession(ctx, theirs.Address().SignalAddress().String())
-	require.NoError(t, err)
-	require.Equal(t, string(session), string(saved))
 }

@@ -56,12 +56,12 @@ func TestP7AnOutageStopsNoMessageAndDropsNothing(t *testing.T) {
 	c := reopen(t, network.DSN, behind)
 	d := pair(t, c.NewDevice())
 	ours, theirs := signaltest.NewPeer(d), signaltest.NewPeer(signaltest.NewMemoryDevice(c.NewDevice()))
-	meet(t, theirs, ours)
+	signaltest.Meet(t, theirs, ours)
 	require.NoError(t, c.Flush(ctx))
 	network.Down()
 	for i := range 100 {
-		say(t, theirs, ours, fmt.Sprint("in ", i))
-		say(t, ours, theirs, fmt.Sprint("out ", i))
+		signaltest.Say(t, theirs, ours, fmt.Sprint("in ", i))
+		signaltest.Say(t, ours, theirs, fmt.Sprint("out ", i))
 		_, _, err := d.Contacts.PutPushName(ctx, *d.ID, fmt.Sprint("name ", i))
 		require.NoError(t, err)
 	}

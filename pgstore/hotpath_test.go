@@ -81,7 +81,7 @@ func warm(t testing.TB, edit ...func(*pgstore.Config)) *talker {
 	theirDevice := signaltest.NewMemoryDevice(before.NewDevice())
 	tk := &talker{theirs: signaltest.NewPeer(theirDevice), group: types.NewJID("12345", types.GroupServer), theirPN: *theirDevice.ID}
 	tk.ours = signaltest.NewPeer(d)
-	meet(t, tk.theirs, tk.ours)
+	signaltest.Meet(t, tk.theirs, tk.ours)
 	for _, p := range []*signaltest.Peer{tk.ours, tk.theirs} {
 		other := tk.ours
 		if p == tk.ours {

@@ -11,27 +11,6 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
-// meet lets two peers exchange the first messages, so that both sessions are established.
-func meet(t testing.TB, a, b *signaltest.Peer) {
-	t.Helper()
-	first, err := a.Meet(ctx, b, []byte("hello"))
-	require.NoError(t, err)
-	got, err := b.Receive(ctx, a.Address(), first)
-	require.NoError(t, err)
-	require.Equal(t, "hello", string(got))
-	say(t, b, a, "hello to you")
-}
-
-// say sends a message as SendMessage does and reads it at the other end.
-func say(t testing.TB, from, to *signaltest.Peer, plaintext string) {
-	t.Helper()
-	sent, err := from.Send(ctx, []types.JID{to.Address()}, []byte(plaintext))
-	require.NoError(t, err)
-	got, err := to.Receive(ctx, from.Address(), sent[to.Address()])
-	require.NoError(t, err)
-	require.Equal(t, plaintext, string(got))
-}
-
 // Two devices on pgstore talk, and every few messages both are closed and opened again: nothing is paired or negotiated anew.
 func TestSignalTrafficSurvivesReopening(t *testing.T) {
 	t.Parallel()
@@ -46,10 +25,10 @@ func TestSignalTrafficSurvivesReopening(t *testing.T) {
 		}
 	}
 	load()
-	meet(t, peers[0], peers[1])
+	signaltest.Meet(t, peers[0], peers[1])
 	for round := range 10 {
 		for i := range 5 {
-			say(t, peers[(round+i)%2], peers[(round+i+1)%2], fmt.Sprintf("%d/%d", round, i))
+			signaltest.Say(t, peers[(round+i)%2], peers[(round+i+1)%2], fmt.Sprintf("%d/%d", round, i))
 		}
 		answer, err := peers[0].Answer(ctx, peers[1].Address(), []byte("retry"))
 		require.NoError(t, err)
@@ -73,7 +52,7 @@ func TestARedeliveredMessageIsNotDecryptedAgain(t *testing.T) {
 	c, dsn := open(t)
 	d := pair(t, c.NewDevice())
 	ours, theirs := signaltest.NewPeer(d), signaltest.NewPeer(signaltest.NewMemoryDevice(c.NewDevice()))
-	meet(t, theirs, ours)
+	signaltest.Meet(t, theirs, ours)
 	sent, err := theirs.Send(ctx, []types.JID{ours.Address()}, []byte("once"))
 	require.NoError(t, err)
 	_, err = ours.Receive(ctx, theirs.Address(), sent[ours.Address()])
@@ -104,7 +83,7 @@ func TestSignalGroupTraffic(t *testing.T) {
 			for i := range members {
 				members[i] = signaltest.NewPeer(signaltest.NewMemoryDevice(c.NewDevice()))
 				addresses[i] = members[i].Address()
-				meet(t, members[i], ours)
+				signaltest.Meet(t, members[i], ours)
 			}
 			everyoneReads := func(text string) {
 				distribution, err := ours.JoinGroup(ctx, group)

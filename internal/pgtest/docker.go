@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -64,9 +65,15 @@ func startContainer(ctx context.Context) (*Server, testcontainers.Container, err
 	return server, running, nil
 }
 
-// Container starts a PostgreSQL in a container of the test's own and returns the DSN of an empty database, and how to restart the
-// container. Without Docker the test is skipped; in CI it fails.
-func Container(t testing.TB) (dsn string, restart func()) {
+// Container is a PostgreSQL in a container of a test's own.
+type Container struct {
+	DSN     string
+	t       testing.TB
+	running testcontainers.Container
+}
+
+// NewContainer starts one. It ends with the test. Without Docker the test is skipped; in CI it fails.
+func NewContainer(t testing.TB) *Container {
 	t.Helper()
 	server, running, err := startContainer(context.Background())
 	if err != nil {
@@ -77,10 +84,55 @@ func Container(t testing.TB) (dsn string, restart func()) {
 			t.Error(err)
 		}
 	})
-	return server.DSN, func() {
-		patience := 10 * time.Second
-		if err := errors.Join(running.Stop(context.Background(), &patience), running.Start(context.Background())); err != nil {
-			t.Error(err)
-		}
+	return &Container{DSN: server.DSN, t: t, running: running}
+}
+
+// Restart stops the container in an orderly way and starts it again.
+func (c *Container) Restart() { c.startAgain(10 * time.Second) }
+
+// Kill ends all its processes at once and starts the container again on the data that they left.
+func (c *Container) Kill() { c.startAgain(0) }
+
+func (c *Container) startAgain(patience time.Duration) {
+	if err := errors.Join(c.running.Stop(context.Background(), &patience), c.running.Start(context.Background())); err != nil {
+		c.t.Error(err)
+	}
+}
+
+const dumpFile = "/tmp/dump"
+
+// Dump is what pg_dump makes of the database.
+func (c *Container) Dump() []byte {
+	c.t.Helper()
+	c.run("pg_dump --format=custom --file=" + dumpFile)
+	file, err := c.running.CopyFileFromContainer(context.Background(), dumpFile)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	dump, err := io.ReadAll(file)
+	if err = errors.Join(err, file.Close()); err != nil {
+		c.t.Fatal(err)
+	}
+	return dump
+}
+
+// Restore lets pg_restore read a dump.
+func (c *Container) Restore(dump []byte) {
+	c.t.Helper()
+	if err := c.running.CopyToContainer(context.Background(), dump, dumpFile, 0o644); err != nil {
+		c.t.Fatal(err)
+	}
+	c.run("pg_restore --exit-on-error --dbname=postgres " + dumpFile)
+}
+
+func (c *Container) run(command string) {
+	c.t.Helper()
+	code, out, err := c.running.Exec(context.Background(), []string{"sh", "-c", "PGHOST=127.0.0.1 PGUSER=postgres PGPASSWORD=test " + command})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	said, _ := io.ReadAll(out)
+	if code != 0 {
+		c.t.Fatalf("%s: %s", command, said)
 	}
 }

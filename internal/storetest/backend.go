@@ -87,14 +87,14 @@ type Subject struct {
 	*store.Device
 	Backend   Backend
 	Container Container
-	address   string
+	Address   string // of the database
 }
 
 // New makes a database with one saved device.
 func New(t testing.TB, b Backend) *Subject {
 	t.Helper()
-	s := &Subject{Backend: b, address: b.Database(t)}
-	s.Container = b.Open(t, s.address)
+	s := &Subject{Backend: b, Address: b.Database(t)}
+	s.Container = b.Open(t, s.Address)
 	t.Cleanup(func() { require.NoError(t, s.Container.Close()) })
 	s.Device = s.Container.NewDevice()
 	signaltest.FillPairing(s.Device)
@@ -106,7 +106,7 @@ func New(t testing.TB, b Backend) *Subject {
 func (s *Subject) Reopen(t testing.TB) {
 	t.Helper()
 	require.NoError(t, s.Container.Close())
-	s.Container = s.Backend.Open(t, s.address)
+	s.Container = s.Backend.Open(t, s.Address)
 	d, err := s.Container.GetDevice(context.Background(), *s.ID)
 	require.NoError(t, err)
 	require.NotNil(t, d)

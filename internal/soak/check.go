@@ -1,0 +1,87 @@
+package soak
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"go.mau.fi/whatsmeow/types"
+)
+
+// check reads one of everything and compares it with the model.
+func (r *resident) check(ctx context.Context) error {
+	return r.compare(ctx, r.pick("abcdef")+":1", r.pick("ghi"), r.pick("ABCDEFGHIJKLMNOP"), r.pick("123456789"), r.pick("0123456789"))
+}
+
+// checkAll compares all of it.
+func (r *resident) checkAll(ctx context.Context) error {
+	for i := range 16 {
+		at := func(from string) string { return string(from[i%len(from)]) }
+		if err := r.compare(ctx, at("abcdef")+":1", at("ghi"), at("ABCDEFGHIJKLMNOP"), at("123456789"), at("0123456789")); err != nil {
+			return err
+		}
+	}
+	for n := 1; n <= r.events; n++ {
+		if err := r.compareEvent(ctx, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *resident) compare(ctx context.Context, address, group, id, who, index string) error {
+	d, m := r.device, r.model
+	session, err := d.Sessions.GetSession(ctx, address)
+	if err = same(m.sessions[address], string(session), err); err != nil {
+		return fmt.Errorf("session %s: %w", address, err)
+	}
+	key, err := d.SenderKeys.GetSenderKey(ctx, group, "somebody:0")
+	if err = same(m.senderKeys[group], string(key), err); err != nil {
+		return fmt.Errorf("sender key of %s: %w", group, err)
+	}
+	secret, _, err := d.MsgSecrets.GetMessageSecret(ctx, *d.ID, *d.ID, id)
+	if err = same(m.secrets[id], string(secret), err); err != nil {
+		return fmt.Errorf("secret of %s: %w", id, err)
+	}
+	jid := types.NewJID(who, types.DefaultUserServer)
+	contact, err := d.Contacts.GetContact(ctx, jid)
+	if err = same(m.names[who], contact.PushName, err); err != nil {
+		return fmt.Errorf("name of %s: %w", who, err)
+	}
+	token, err := d.PrivacyTokens.GetPrivacyToken(ctx, jid)
+	got := ""
+	if token != nil {
+		got = string(token.Token)
+	}
+	if err = same(m.tokens[who], got, err); err != nil {
+		return fmt.Errorf("token of %s: %w", who, err)
+	}
+	version, _, err := d.AppState.GetAppStateVersion(ctx, "regular")
+	if err != nil || version != m.version {
+		return fmt.Errorf("version %d, want %d: %w", version, m.version, err)
+	}
+	mac, err := d.AppState.GetAppStateMutationMAC(ctx, "regular", bytes.Repeat([]byte(index), 32))
+	if err = same(m.macs[index], string(mac), err); err != nil {
+		return fmt.Errorf("MAC of %s: %w", index, err)
+	}
+	if r.events > 0 {
+		if err = r.compareEvent(ctx, 1+r.rng.IntN(r.events)); err != nil {
+			return err
+		}
+	}
+	for _, id := range m.preKeys {
+		if key, err := d.PreKeys.GetPreKey(ctx, id); err != nil || key == nil {
+			return fmt.Errorf("pre-key %d is gone: %w", id, err)
+		}
+	}
+	return nil
+}
+
+func (r *resident) compareEvent(ctx context.Context, n int) error {
+	hash := eventHash(n)
+	event, err := r.device.EventBuffer.GetBufferedEvent(ctx, hash)
+	if err != nil || event == nil {
+		return fmt.Errorf("event %d is gone: %w", n, err)
+	}
+	return same(r.model.events[string(hash[:])], string(event.Plaintext), nil)
+}

@@ -1,0 +1,305 @@
+package soak
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+// resident is one instance with what its store has to answer, and somebody it talks to.
+type resident struct {
+	rng    *rand.Rand
+	device *store.Device
+	ours   *signaltest.Peer
+	theirs *signaltest.Peer
+	model  model
+	events int // buffered so far
+}
+
+// maxEvents ends what grows: hashes of events stay for 14 days.
+const maxEvents = 10
+
+// model is what was put, by the name of what it is.
+type model struct {
+	sessions, senderKeys, secrets, names, tokens, events, macs map[string]string
+	version                                                    uint64
+	preKeys                                                    []uint32
+}
+
+func newModel() model {
+	return model{
+		sessions: map[string]string{}, senderKeys: map[string]string{}, secrets: map[string]string{}, names: map[string]string{},
+		tokens: map[string]string{}, events: map[string]string{}, macs: map[string]string{},
+	}
+}
+
+// step is one thing that a client may do. It says what was not as it should be.
+type step struct {
+	name string
+	do   func(ctx context.Context, c *pgstore.Container, r *resident) error
+}
+
+// steps are drawn with equal chances.
+var steps = []step{
+	{"receive", receive},
+	{"receive", receive},
+	{"send", send},
+	{"send", send},
+	{"sessions", sessions},
+	{"sender key", senderKey},
+	{"secret", secret},
+	{"name", name},
+	{"token", token},
+	{"transaction", transaction},
+	{"rollback", rollback},
+	{"patch", patch},
+	{"pre-key", preKey},
+	{"LID", lidPair},
+	{"look", look},
+	{"read", func(ctx context.Context, _ *pgstore.Container, r *resident) error { return r.check(ctx) }},
+}
+
+// pairAnew makes a new device and lets it meet somebody.
+func (r *resident) pairAnew(ctx context.Context, c *pgstore.Container) error {
+	d := c.NewDevice()
+	signaltest.FillPairing(d)
+	if err := d.Save(ctx); err != nil {
+		return err
+	}
+	r.device, r.ours, r.model, r.events = d, signaltest.NewPeer(d), newModel(), 0
+	r.theirs = signaltest.NewPeer(signaltest.NewMemoryDevice(c.NewDevice()))
+	first, err := r.theirs.Meet(ctx, r.ours, []byte("hello"))
+	if err != nil {
+		return err
+	}
+	if _, err = r.ours.Receive(ctx, r.theirs.Address(), first); err != nil {
+		return err
+	}
+	return send(ctx, c, r)
+}
+
+// comeBack opens the same device on another container.
+func (r *resident) comeBack(ctx context.Context, c *pgstore.Container) error {
+	d, err := c.GetDevice(ctx, *r.device.ID)
+	if err != nil {
+		return err
+	}
+	if d == nil {
+		return fmt.Errorf("device is gone")
+	}
+	r.device, r.ours = d, signaltest.NewPeer(d)
+	return nil
+}
+
+func (r *resident) text() string { return fmt.Sprint(r.rng.Uint64()) }
+
+func (r *resident) pick(from string) string { return string(from[r.rng.IntN(len(from))]) }
+
+func receive(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	want := r.text()
+	sent, err := r.theirs.Send(ctx, []types.JID{r.ours.Address()}, []byte(want))
+	if err != nil {
+		return err
+	}
+	got, err := r.ours.Receive(ctx, r.theirs.Address(), sent[r.ours.Address()])
+	return same(want, string(got), err)
+}
+
+func send(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	want := r.text()
+	sent, err := r.ours.Send(ctx, []types.JID{r.theirs.Address()}, []byte(want))
+	if err != nil {
+		return err
+	}
+	got, err := r.theirs.Receive(ctx, r.ours.Address(), sent[r.theirs.Address()])
+	return same(want, string(got), err)
+}
+
+func same(want, got string, err error) error {
+	if err == nil && want != got {
+		err = fmt.Errorf("want %q, got %q", want, got)
+	}
+	return err
+}
+
+func sessions(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	address, other := r.pick("abcdef")+":1", r.pick("abcdef")+":1"
+	if r.rng.IntN(4) == 0 {
+		delete(r.model.sessions, address)
+		return r.device.Sessions.DeleteSession(ctx, address)
+	}
+	// Not records of libsignal, so nobody can tell a counter in them: they are replaced and not merged.
+	r.model.sessions[address], r.model.sessions[other] = r.text(), r.text()
+	many := map[string][]byte{address: []byte(r.model.sessions[address]), other: []byte(r.model.sessions[other])}
+	return r.device.Sessions.PutManySessions(ctx, many)
+}
+
+func senderKey(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	group := r.pick("ghi")
+	r.model.senderKeys[group] = r.text()
+	return r.device.SenderKeys.PutSenderKey(ctx, group, "somebody:0", []byte(r.model.senderKeys[group]))
+}
+
+func secret(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	id := r.pick("ABCDEFGHIJKLMNOP")
+	value := r.text()
+	if _, known := r.model.secrets[id]; !known { // the first one counts
+		r.model.secrets[id] = value
+	}
+	return r.device.MsgSecrets.PutMessageSecret(ctx, *r.device.ID, *r.device.ID, id, []byte(value))
+}
+
+func name(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	who := r.pick("123456789")
+	was := r.model.names[who]
+	r.model.names[who] = r.text() + "\x00\xff"
+	changed, previous, err := r.device.Contacts.PutPushName(ctx, types.NewJID(who, types.DefaultUserServer), r.model.names[who])
+	if err == nil && (!changed || previous != was) {
+		err = fmt.Errorf("changed is %t, previous %q, want %q", changed, previous, was)
+	}
+	return err
+}
+
+func token(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	who := r.pick("123456789")
+	r.model.tokens[who] = r.text()
+	return r.device.PrivacyTokens.PutPrivacyTokens(ctx, store.PrivacyToken{
+		User: types.NewJID(who, types.DefaultUserServer), Token: []byte(r.model.tokens[who]), Timestamp: time.Now(),
+	})
+}
+
+// transaction is a group of several types.
+func transaction(ctx context.Context, c *pgstore.Container, r *resident) error {
+	return r.device.EventBuffer.DoDecryptionTxn(ctx, func(ctx context.Context) error {
+		for _, part := range []func(context.Context, *pgstore.Container, *resident) error{sessions, senderKey, name} {
+			if err := part(ctx, c, r); err != nil {
+				return err
+			}
+		}
+		if r.events == maxEvents {
+			return nil
+		}
+		r.events++
+		hash := eventHash(r.events)
+		r.model.events[string(hash[:])] = r.text()
+		return r.device.EventBuffer.PutBufferedEvent(ctx, hash, []byte(r.model.events[string(hash[:])]), time.Now())
+	})
+}
+
+func eventHash(n int) (hash [32]byte) {
+	binary.BigEndian.PutUint64(hash[:], uint64(n))
+	return hash
+}
+
+var errRollback = fmt.Errorf("rolled back")
+
+// rollback is a transaction that fails after its last write: nothing in it happened.
+func rollback(ctx context.Context, c *pgstore.Container, r *resident) error {
+	before, events := r.model, r.events
+	r.model = before.clone()
+	err := r.device.EventBuffer.DoDecryptionTxn(ctx, func(ctx context.Context) error {
+		if err := sessions(ctx, c, r); err != nil {
+			return err
+		}
+		if err := name(ctx, c, r); err != nil {
+			return err
+		}
+		return errRollback
+	})
+	r.model, r.events = before, events
+	if err != errRollback { //nolint:errorlint // it comes back as it was
+		return fmt.Errorf("rollback: %w", err)
+	}
+	return nil
+}
+
+func (m model) clone() model {
+	m.sessions, m.names = maps.Clone(m.sessions), maps.Clone(m.names) // what a rollback touches
+	return m
+}
+
+// patch is an app-state patch in its three calls.
+func patch(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	r.model.version++
+	gone, put := r.pick("0123456789"), r.pick("0123456789")
+	mac := func(s string) []byte { return bytes.Repeat([]byte(s[:1]), 32) }
+	delete(r.model.macs, gone)
+	value := [32]byte{}
+	binary.BigEndian.PutUint64(value[:], r.rng.Uint64())
+	r.model.macs[put] = string(value[:])
+	if err := r.device.AppState.PutAppStateVersion(ctx, "regular", r.model.version, [128]byte{byte(r.model.version)}); err != nil {
+		return err
+	}
+	if err := r.device.AppState.DeleteAppStateMutationMACs(ctx, "regular", [][]byte{mac(gone)}); err != nil {
+		return err
+	}
+	return r.device.AppState.PutAppStateMutationMACs(ctx, "regular", r.model.version, []store.AppStateMutationMAC{{IndexMAC: mac(put), ValueMAC: value[:]}})
+}
+
+func preKey(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	if len(r.model.preKeys) > 5 {
+		id := r.model.preKeys[0]
+		r.model.preKeys = r.model.preKeys[1:]
+		if err := r.device.PreKeys.RemovePreKey(ctx, id); err != nil {
+			return err
+		}
+		key, err := r.device.PreKeys.GetPreKey(ctx, id)
+		if err == nil && key != nil {
+			err = fmt.Errorf("removed key is there")
+		}
+		return err
+	}
+	key, err := r.device.PreKeys.GenOnePreKey(ctx)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(r.model.preKeys, key.KeyID) {
+		return fmt.Errorf("id %d came back", key.KeyID)
+	}
+	r.model.preKeys = append(r.model.preKeys, key.KeyID)
+	return nil
+}
+
+func lidPair(ctx context.Context, c *pgstore.Container, r *resident) error {
+	pn, lid := *r.theirs.Device.ID, r.theirs.Address()
+	if err := c.LIDMap.PutLIDMapping(ctx, lid, pn); err != nil {
+		return err
+	}
+	got, err := c.LIDMap.GetPNForLID(ctx, lid)
+	return same(pn.String(), got.String(), err)
+}
+
+// look lists all devices and looks at this one, which takes nothing.
+func look(ctx context.Context, c *pgstore.Container, r *resident) error {
+	if r.rng.IntN(20) > 0 {
+		return nil
+	}
+	all, err := c.GetAllDevices(ctx)
+	if err == nil && !slices.ContainsFunc(all, func(d *store.Device) bool { return *d.ID == *r.device.ID }) {
+		err = fmt.Errorf("not among all %d devices", len(all))
+	}
+	return err
+}
+
+// leave deletes the device: what is left of it answers so.
+func (r *resident) leave(ctx context.Context) error {
+	sessions := r.device.Sessions
+	if err := r.device.Delete(ctx); err != nil {
+		return err
+	}
+	if err := sessions.PutSession(ctx, "a:1", []byte("x")); err == nil {
+		return fmt.Errorf("a deleted device stores")
+	}
+	return nil
+}

@@ -1,0 +1,218 @@
+package soak
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+var (
+	length = flag.Duration("soak.for", time.Minute, "how long the soak goes on")
+	seed   = flag.Uint64("soak.seed", rand.Uint64(), "what the soak draws from")
+)
+
+// A connection that is broken in the middle of a toxic leaves a goroutine of toxiproxy behind.
+func TestMain(m *testing.M) {
+	os.Exit(pgtest.Main(m.Run, goleak.IgnoreTopFunction("github.com/Shopify/toxiproxy/v2/toxics.(*NoopToxic).Pipe")))
+}
+
+const (
+	processes = 5 // containers, each as if in a process of its own
+	each      = 10
+	rests     = 4
+)
+
+// process is a container that is closed and opened again under its instances.
+type process struct {
+	mu        sync.RWMutex // held for reading by a step, for writing while the container changes
+	container *pgstore.Container
+	residents []*resident
+	config    pgstore.Config
+}
+
+// Fifty instances talk, store, read, are deleted and paired anew, while one fault follows another and containers are closed and opened.
+// Now and then everything rests: then nothing may be pending, every answer is compared, and memory and goroutines are
+// counted. They are no more at the end than they were at the first rest.
+func TestSoak(t *testing.T) {
+	t.Logf("seed %d", *seed)
+	dsn := pgtest.Open(t)
+	bad := &badDays{dsn: dsn, network: pgtest.NewProxy(t, dsn), rng: rand.New(rand.NewPCG(*seed, 0))}
+	var all []*process
+	for i := range processes {
+		p := &process{config: pgstore.Config{DSN: bad.network.DSN, FlushTimeout: time.Second, Owner: fmt.Sprint("process ", i)}}
+		if i%2 == 0 {
+			p.config.Sends = pgstore.WriteBehind
+			p.config.MemoryBudget = 300_000 // less than its instances want
+		}
+		all = append(all, p)
+		require.NoError(t, p.open())
+		for n := range each {
+			r := &resident{rng: rand.New(rand.NewPCG(*seed, uint64(1+i*each+n)))}
+			require.NoError(t, r.pairAnew(context.Background(), p.container))
+			p.residents = append(p.residents, r)
+			bad.instances = append(bad.instances, r.device.ID.String())
+		}
+	}
+	var first usage
+	for rest := range rests {
+		happened := work(t, all, bad, *length/rests)
+		now := check(t, all)
+		t.Logf("%d steps, faults %v, %v", done.Load(), happened, now)
+		if rest == 0 {
+			first = now
+			continue
+		}
+		require.LessOrEqual(t, now.goroutines, first.goroutines, "goroutines")
+		require.LessOrEqual(t, now.heap, first.heap+first.heap/2, "memory")
+	}
+	for _, p := range all {
+		require.NoError(t, p.container.Close())
+		require.NoError(t, p.open())
+		for _, r := range p.residents {
+			require.NoError(t, r.comeBack(context.Background(), p.container))
+			require.NoError(t, r.checkAll(context.Background()))
+		}
+		require.NoError(t, p.container.Close())
+	}
+}
+
+func (p *process) open() (err error) {
+	p.container, err = pgstore.NewWithConfig(context.Background(), p.config)
+	return err
+}
+
+var done atomic.Int64 // steps
+
+// work lets all instances live and faults happen, and then the database be well. It says which faults happened.
+func work(t *testing.T, all []*process, bad *badDays, d time.Duration) map[string]int {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, p := range all {
+		for i, r := range p.residents {
+			wg.Go(func() {
+				for ctx.Err() == nil && !t.Failed() {
+					if what, err := p.step(r); err != nil {
+						t.Errorf("%s, instance %d: %s: %v", p.config.Owner, i, what, err)
+					}
+					done.Add(1)
+					time.Sleep(time.Duration(r.rng.Int64N(int64(10 * time.Millisecond))))
+				}
+			})
+		}
+	}
+	happened := make(map[string]int)
+	for ctx.Err() == nil && !t.Failed() {
+		f := faults[bad.rng.IntN(len(faults))]
+		happened[f.name]++
+		f.happen(t, bad)
+		if bad.rng.IntN(4) == 0 {
+			happened["reopened"]++
+			if err := all[bad.rng.IntN(len(all))].reopen(bad.rng.IntN(2) == 0); err != nil {
+				t.Errorf("reopening: %v", err)
+			}
+		}
+	}
+	wg.Wait()
+	return happened
+}
+
+// step lets an instance do one thing.
+func (p *process) step(r *resident) (what string, err error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	// Every fault is over within seconds; whoever waits longer hangs.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if r.rng.IntN(2000) == 0 {
+		if err = r.leave(ctx); err != nil {
+			return "delete", err
+		}
+		return "pair", r.pairAnew(ctx, p.container)
+	}
+	s := steps[r.rng.IntN(len(steps))]
+	return s.name, s.do(ctx, p.container, r)
+}
+
+// reopen closes the container and opens it again, or forgets it after a flush, as one that is killed then would.
+func (p *process) reopen(orderly bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	old := p.container
+	if err := old.Flush(ctx); err != nil {
+		return err
+	}
+	if orderly {
+		if err := old.Shutdown(ctx); err != nil {
+			return err
+		}
+	}
+	if err := p.open(); err != nil {
+		return err
+	}
+	for _, r := range p.residents {
+		if err := r.comeBack(ctx, p.container); err != nil {
+			return err
+		}
+	}
+	if !orderly {
+		return old.Shutdown(ctx) // has lost its instances, and has nothing to save
+	}
+	return nil
+}
+
+// usage is what the process needs at rest.
+type usage struct {
+	heap       uint64
+	goroutines int
+}
+
+func (u usage) String() string {
+	return fmt.Sprintf("%d KB, %d goroutines of the store", u.heap/1000, u.goroutines)
+}
+
+var ofTheStore = regexp.MustCompile(`whatsmeow-pgstore/(pgstore|cache|batcher)\.`)
+
+// check flushes all, compares all and measures what is left.
+func check(t *testing.T, all []*process) (u usage) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, p := range all {
+		require.NoError(t, p.container.Flush(ctx))
+		require.Zero(t, p.container.Stats().Batcher.Pending)
+		for i, r := range p.residents {
+			require.NoError(t, r.checkAll(ctx), "%s, instance %d", p.config.Owner, i)
+		}
+	}
+	for range 2 {
+		runtime.GC()
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	stacks := make([]byte, 8<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	for _, s := range strings.Split(string(stacks), "\n\n") {
+		if ofTheStore.MatchString(s) && !strings.Contains(s, "TestSoak") {
+			u.goroutines++
+		}
+	}
+	u.heap = m.HeapAlloc
+	return u
+}

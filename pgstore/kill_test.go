@@ -1,0 +1,260 @@
+package pgstore_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/store"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+// A process writes groups from several goroutines until it is killed, and says on its standard output when each begins and ends.
+// Group n of a writer is always the same, so the rows that survive say how many groups of each writer they hold. They are a moment
+// that was (P3) if they hold each writer's groups up to one of them, whole, and with a group all those that had ended
+// when it began; nothing synchronous is lost if no group that waited is missing.
+
+const (
+	killDSN   = "PGSTORE_TEST_KILL_DSN"
+	killSends = "PGSTORE_TEST_KILL_SENDS"
+	writers   = 4
+)
+
+// killGroup is what writer w does in its n-th group.
+type killGroup struct{ w, n int }
+
+func (g killGroup) key(slot string) string { return fmt.Sprintf("%d_%s:0", g.w, slot) }
+
+func (g killGroup) record() []byte { return recordOf(200, g.n) }
+
+// hash names the event that the writer's n-th group buffers.
+func (g killGroup) hash() [32]byte {
+	return [32]byte{byte(g.w), byte(g.n), byte(g.n >> 8), byte(g.n >> 16)}
+}
+
+// slots is which sessions the group writes; one that it does not write may be deleted.
+func (g killGroup) slots() (put []string, gone string) {
+	put = []string{"marker", string(rune('a' + g.n%5))}
+	if g.n%3 == 0 {
+		gone = string(rune('a' + (g.n+1)%5))
+	}
+	return put, gone
+}
+
+// waits says whether the group waits until it is durable: it is a send.
+func (g killGroup) waits() bool { return g.n%4 == 0 }
+
+func (g killGroup) run(d *store.Device) error {
+	put, gone := g.slots()
+	if g.waits() {
+		sessions := make(map[string][]byte)
+		for _, slot := range put {
+			sessions[g.key(slot)] = g.record()
+		}
+		return d.Sessions.PutManySessions(ctx, sessions)
+	}
+	return d.EventBuffer.DoDecryptionTxn(ctx, func(ctx context.Context) error {
+		for _, slot := range put {
+			if err := d.Sessions.PutSession(ctx, g.key(slot), g.record()); err != nil {
+				return err
+			}
+		}
+		if gone != "" {
+			if err := d.Sessions.DeleteSession(ctx, g.key(gone)); err != nil {
+				return err
+			}
+		}
+		return d.EventBuffer.PutBufferedEvent(ctx, g.hash(), []byte(strconv.Itoa(g.n)), time.Now())
+	})
+}
+
+// killModel is the counters of a writer's sessions after n groups.
+func killModel(w, n int) map[string]int {
+	sessions := make(map[string]int)
+	for i := 1; i <= n; i++ {
+		g := killGroup{w, i}
+		put, gone := g.slots()
+		for _, slot := range put {
+			sessions[g.key(slot)] = i
+		}
+		if gone != "" && !g.waits() {
+			delete(sessions, g.key(gone))
+		}
+	}
+	return sessions
+}
+
+// counters reads the sessions of a writer.
+func counters(t testing.TB, d *store.Device, w int) map[string]int {
+	t.Helper()
+	found := make(map[string]int)
+	for _, slot := range []string{"marker", "a", "b", "c", "d", "e"} {
+		key := killGroup{w: w}.key(slot)
+		session, err := d.Sessions.GetSession(ctx, key)
+		require.NoError(t, err)
+		if session == nil {
+			continue
+		}
+		_, index, ok := strings.Cut(string(session), `"Index":`)
+		require.True(t, ok)
+		digits, _, _ := strings.Cut(index, "}")
+		found[key], err = strconv.Atoi(digits)
+		require.NoError(t, err)
+	}
+	return found
+}
+
+// TestKilledProcess is the process that is killed; alone it does nothing.
+func TestKilledProcess(t *testing.T) {
+	dsn := os.Getenv(killDSN)
+	if dsn == "" {
+		return
+	}
+	mode, err := strconv.Atoi(os.Getenv(killSends))
+	require.NoError(t, err)
+	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn, Sends: pgstore.SendMode(mode)})
+	require.NoError(t, err)
+	d, err := c.GetFirstDevice(ctx)
+	require.NoError(t, err)
+	var mu sync.Mutex
+	say := func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Printf("%s\n", fmt.Appendf(nil, format, args...))
+	}
+	for w := range writers {
+		n := counters(t, d, w)[killGroup{w: w}.key("marker")]
+		go func() {
+			for {
+				n++
+				g := killGroup{w, n}
+				say("begin %d %d", w, n)
+				if err := g.run(d); err != nil {
+					say("failed %v", err)
+					return
+				}
+				say("end %d %d", w, n)
+			}
+		}()
+	}
+	for i := 0; ; i++ { // what always waits
+		pre, err := d.PreKeys.GenOnePreKey(ctx)
+		require.NoError(t, err)
+		say("prekey %d", pre.KeyID)
+		d.PushName = fmt.Sprint(os.Getpid(), " ", i)
+		require.NoError(t, d.Save(ctx))
+		say("name %s", d.PushName)
+	}
+}
+
+// killOnce kills a process at a random moment and returns what it had said.
+func killOnce(t testing.TB, dsn string, mode pgstore.SendMode) []string {
+	t.Helper()
+	child := exec.Command(os.Args[0], "-test.run=^TestKilledProcess$", "-test.timeout=2m")
+	child.Env = append(os.Environ(), killDSN+"="+dsn, killSends+"="+strconv.Itoa(int(mode)))
+	out, err := child.StdoutPipe()
+	require.NoError(t, err)
+	child.Stderr = os.Stderr
+	require.NoError(t, child.Start())
+	var said []string
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if said = append(said, lines.Text()); len(said) == 1 {
+			time.AfterFunc(rand.N(150*time.Millisecond), func() { _ = child.Process.Kill() })
+		}
+	}
+	require.Error(t, child.Wait(), "killed")
+	require.Equal(t, syscall.SIGKILL, child.ProcessState.Sys().(syscall.WaitStatus).Signal())
+	return said
+}
+
+func TestP3P5AfterAnyKillTheDatabaseHoldsAMomentThatWas(t *testing.T) {
+	t.Parallel()
+	rounds := 50
+	if testing.Short() {
+		rounds = 5
+	}
+	dsn := pgtest.Open(t)
+	first := reopen(t, dsn)
+	jid := *pair(t, first.NewDevice()).ID
+	require.NoError(t, first.Close())
+	var start [writers]int // groups that the database held before the round
+	lost, done := 0, 0
+	for round := range rounds {
+		mode := []pgstore.SendMode{pgstore.Durable, pgstore.WriteBehind}[round%2]
+		said := killOnce(t, dsn, mode)
+
+		c := reopen(t, dsn)
+		d, err := c.GetDevice(ctx, jid)
+		require.NoError(t, err)
+		var held [writers]int
+		for w := range writers {
+			found := counters(t, d, w)
+			held[w] = found[killGroup{w: w}.key("marker")]
+			require.Equal(t, killModel(w, held[w]), found, "round %d: groups of writer %d are whole", round, w)
+			for n := start[w] + 1; n <= held[w]+1; n++ { // and so are their events
+				g := killGroup{w, n}
+				event, err := d.EventBuffer.GetBufferedEvent(ctx, g.hash())
+				require.NoError(t, err)
+				require.Equal(t, n <= held[w] && !g.waits(), event != nil, "round %d: event of group %d of writer %d", round, n, w)
+			}
+		}
+		ended := start
+		for _, line := range said {
+			var g killGroup
+			switch what, rest, _ := strings.Cut(line, " "); what {
+			case "begin":
+				_, err := fmt.Sscan(rest, &g.w, &g.n)
+				require.NoError(t, err)
+				if g.n <= held[g.w] {
+					for w := range writers {
+						require.GreaterOrEqual(t, held[w], ended[w], "round %d: group %d of writer %d is there, and one that ended before it began is not", round, g.n, g.w)
+					}
+				}
+			case "end":
+				_, err := fmt.Sscan(rest, &g.w, &g.n)
+				require.NoError(t, err)
+				ended[g.w] = g.n
+				done++
+				if g.n > held[g.w] {
+					lost++
+					require.False(t, g.waits() && mode == pgstore.Durable, "round %d: a send that returned is missing", round)
+				}
+			case "prekey":
+				id, err := strconv.ParseUint(rest, 10, 32)
+				require.NoError(t, err)
+				pre, err := d.PreKeys.GetPreKey(ctx, uint32(id))
+				require.NoError(t, err)
+				require.NotNil(t, pre, "round %d: a pre-key that was handed out is missing", round)
+			case "name":
+				// the last that was said, or the one after it
+				pid, n, _ := strings.Cut(rest, " ")
+				gotPID, gotN, _ := strings.Cut(d.PushName, " ")
+				require.Equal(t, pid, gotPID)
+				want, err := strconv.Atoi(n)
+				require.NoError(t, err)
+				got, err := strconv.Atoi(gotN)
+				require.NoError(t, err)
+				require.GreaterOrEqual(t, got, want, "round %d: credentials that were saved are missing", round)
+			case "failed":
+				require.Fail(t, "a group failed", line)
+			}
+		}
+		require.NoError(t, c.Close())
+		start = held
+	}
+	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances`), "one pairing")
+	t.Logf("%d kills, %d groups, %d lost to the flush interval", rounds, done, lost)
+}
