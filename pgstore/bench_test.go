@@ -137,7 +137,7 @@ func sendTo(b *testing.B, ours *signaltest.Peer, devices int) func(int) error {
 }
 
 // benchBlock is how many rounds a store has before it is the next one's turn.
-const benchBlock = 20
+const benchBlock = 200
 
 func median(times []time.Duration) float64 {
 	slices.Sort(times)

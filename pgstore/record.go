@@ -3,9 +3,9 @@ package pgstore
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"sync/atomic"
-	"unicode/utf8"
 )
 
 // recordValue is a session or a sender key: {"record": text} for what libsignal's JSON serializer wrote (libsignal
@@ -70,8 +70,9 @@ func (v *recordValue) MarshalJSON() ([]byte, error) {
 	if form.json != nil {
 		return form.json, nil
 	}
-	if t := text(form.record); looksLikeRecord(form.record) && utf8.Valid(form.record) && t.storable() {
-		return json.Marshal(recordJSON{Record: &t})
+	if t := text(form.record); looksLikeRecord(form.record) && json.Valid(form.record) && t.storable() {
+		quoted, err := json.Marshal(string(t)) // one pass over it: sessions are most of what is flushed
+		return slices.Concat([]byte(`{"record":`), quoted, []byte{'}'}), err
 	}
 	return json.Marshal(recordJSON{RecordB64: form.record})
 }

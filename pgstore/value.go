@@ -34,7 +34,11 @@ func decode(t cache.Type, data []byte) (value, error) {
 }
 
 func encode(v value) (string, error) {
-	b, err := json.Marshal(v)
+	marshal := func() ([]byte, error) { return json.Marshal(v) }
+	if rec, ok := v.(*recordValue); ok {
+		marshal = rec.MarshalJSON // json.Marshal would read it all again
+	}
+	b, err := marshal()
 	return string(b), err
 }
 

@@ -56,3 +56,8 @@ func TestDifferential(t *testing.T) {
 		}
 	}
 }
+
+func TestP7AContextThatEndsInTheMiddleOfACallLosesNothing(t *testing.T) {
+	t.Parallel()
+	storetest.Cancelled(t, storetest.Pgstore("pgstore", func(*pgstore.Config) {}))
+}

@@ -1,0 +1,279 @@
+package pgstore_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+// textMethod is a method that takes text or bytes: it puts what it is given, and gets it again.
+type textMethod struct {
+	name string
+	put  func(c *pgstore.Container, d *store.Device, a, b string, raw []byte) error
+	get  func(c *pgstore.Container, d *store.Device, a, b string, raw []byte) (got any, err error)
+	want func(a, b string, raw []byte) any
+}
+
+func raw32(raw []byte) [32]byte { return sha256.Sum256(raw) }
+
+func wantRaw(_, _ string, raw []byte) any { return string(raw) }
+
+func wantB(_, b string, _ []byte) any { return b }
+
+func wantTrue(string, string, []byte) any { return true }
+
+func jidOf(user, server string) types.JID { return types.JID{User: user, Server: server} }
+
+var textMethods = []textMethod{
+	{
+		"PutSession",
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) error {
+			return d.Sessions.PutSession(ctx, a, raw)
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, _ []byte) (any, error) {
+			got, err := d.Sessions.GetSession(ctx, a)
+			return string(got), err
+		}, wantRaw,
+	},
+	{
+		"PutManySessions",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			return d.Sessions.PutManySessions(ctx, map[string][]byte{a: raw, b: raw})
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) (any, error) {
+			got, err := d.Sessions.GetManySessions(ctx, []string{a, b})
+			return string(got[b]), errors.Join(err, sameBytes(got[a], got[b]))
+		}, wantRaw,
+	},
+	{
+		"PutIdentity",
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) error {
+			return d.Identities.PutIdentity(ctx, a, raw32(raw))
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) (any, error) {
+			wrong, err := d.Identities.IsTrustedIdentity(ctx, a, raw32(append(bytes.Clone(raw), 1)))
+			if err != nil || wrong {
+				return false, err
+			}
+			return d.Identities.IsTrustedIdentity(ctx, a, raw32(raw))
+		}, wantTrue,
+	},
+	{
+		"PutSenderKey",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			return d.SenderKeys.PutSenderKey(ctx, a, b, raw)
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) (any, error) {
+			got, err := d.SenderKeys.GetSenderKey(ctx, a, b)
+			return string(got), err
+		}, wantRaw,
+	},
+	{
+		"PutAppStateSyncKey",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			return d.AppStateKeys.PutAppStateSyncKey(ctx, []byte(a), store.AppStateSyncKey{Data: raw, Fingerprint: []byte(b), Timestamp: time.Now().UnixNano()})
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) (any, error) {
+			got, err := d.AppStateKeys.GetAppStateSyncKey(ctx, []byte(a))
+			if err != nil || got == nil {
+				return nil, err
+			}
+			return string(got.Data), sameBytes(got.Fingerprint, []byte(b))
+		}, wantRaw,
+	},
+	{
+		"PutAppStateMutationMACs",
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) error {
+			index, value := raw32(raw), raw32([]byte(a))
+			if err := d.AppState.PutAppStateVersion(ctx, a, 1, [128]byte{1}); err != nil {
+				return err
+			}
+			return d.AppState.PutAppStateMutationMACs(ctx, a, 1, []store.AppStateMutationMAC{{IndexMAC: index[:], ValueMAC: value[:]}})
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) (any, error) {
+			index, value := raw32(raw), raw32([]byte(a))
+			got, err := d.AppState.GetAppStateMutationMAC(ctx, a, index[:])
+			return bytes.Equal(got, value[:]), err
+		}, wantTrue,
+	},
+	{
+		"PutAppStateMutationMACs with any index",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			return d.AppState.PutAppStateMutationMACs(ctx, a, 1, []store.AppStateMutationMAC{{IndexMAC: []byte(b), ValueMAC: raw}})
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) (any, error) {
+			got, err := d.AppState.GetAppStateMutationMAC(ctx, a, []byte(b))
+			return string(got), err
+		}, wantRaw,
+	},
+	{
+		"PutPushName",
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) error {
+			_, _, err := d.Contacts.PutPushName(ctx, jidOf(a, types.DefaultUserServer), b)
+			return err
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, _ []byte) (any, error) {
+			got, err := d.Contacts.GetContact(ctx, jidOf(a, types.DefaultUserServer))
+			return got.PushName, err
+		}, wantB,
+	},
+	{
+		"PutContactName",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			return d.Contacts.PutAllContactNames(ctx, []store.ContactEntry{{JID: jidOf(a, string(raw)), FirstName: b, FullName: b}})
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) (any, error) {
+			got, err := d.Contacts.GetContact(ctx, jidOf(a, string(raw)))
+			return got.FullName, err
+		}, wantB,
+	},
+	{
+		"PutPinned",
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) error {
+			return d.ChatSettings.PutPinned(ctx, jidOf(a, b), true)
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) (any, error) {
+			got, err := d.ChatSettings.GetChatSettings(ctx, jidOf(a, b))
+			return got.Pinned, err
+		}, wantTrue,
+	},
+	{
+		"PutMessageSecret",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			return d.MsgSecrets.PutMessageSecret(ctx, jidOf(a, types.GroupServer), jidOf("s", types.DefaultUserServer), b+string(raw), raw)
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) (any, error) {
+			got, _, err := d.MsgSecrets.GetMessageSecret(ctx, jidOf(a, types.GroupServer), jidOf("s", types.DefaultUserServer), b+string(raw))
+			return string(got), err
+		}, wantRaw,
+	},
+	{
+		"PutPrivacyTokens",
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) error {
+			return d.PrivacyTokens.PutPrivacyTokens(ctx, store.PrivacyToken{User: jidOf(a, types.GroupServer), Token: raw, Timestamp: time.Now()})
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, _ []byte) (any, error) {
+			got, err := d.PrivacyTokens.GetPrivacyToken(ctx, jidOf(a, types.GroupServer))
+			if err != nil || got == nil {
+				return nil, err
+			}
+			return string(got.Token), nil
+		}, wantRaw,
+	},
+	{
+		"PutNCTSalt",
+		func(_ *pgstore.Container, d *store.Device, _, _ string, raw []byte) error {
+			return d.NCTSalt.PutNCTSalt(ctx, raw)
+		},
+		func(_ *pgstore.Container, d *store.Device, _, _ string, _ []byte) (any, error) {
+			got, err := d.NCTSalt.GetNCTSalt(ctx)
+			return string(got), err
+		}, wantRaw,
+	},
+	{
+		"PutBufferedEvent",
+		func(_ *pgstore.Container, d *store.Device, _, _ string, raw []byte) error {
+			if event, err := d.EventBuffer.GetBufferedEvent(ctx, raw32(raw)); err != nil || event != nil {
+				return err // the fuzzer has sent it before
+			}
+			return d.EventBuffer.PutBufferedEvent(ctx, raw32(raw), raw, time.Now())
+		},
+		func(_ *pgstore.Container, d *store.Device, _, _ string, raw []byte) (any, error) {
+			got, err := d.EventBuffer.GetBufferedEvent(ctx, raw32(raw))
+			if err != nil || got == nil {
+				return nil, err
+			}
+			return string(got.Plaintext), nil
+		}, wantRaw,
+	},
+	{
+		"AddOutgoingEvent",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			return d.EventBuffer.AddOutgoingEvent(ctx, jidOf("c", types.DefaultUserServer), a, b, raw)
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) (any, error) {
+			format, got, err := d.EventBuffer.GetOutgoingEvent(ctx, jidOf("c", types.DefaultUserServer), types.EmptyJID, a)
+			return format, errors.Join(err, sameBytes(got, raw))
+		}, wantB,
+	},
+	{
+		"PutLIDMapping",
+		func(c *pgstore.Container, _ *store.Device, a, b string, _ []byte) error {
+			return c.LIDMap.PutLIDMapping(ctx, jidOf(a, types.HiddenUserServer), jidOf(b, types.DefaultUserServer))
+		},
+		func(c *pgstore.Container, _ *store.Device, a, _ string, _ []byte) (any, error) {
+			got, err := c.LIDMap.GetPNForLID(ctx, jidOf(a, types.HiddenUserServer))
+			return got.User, err
+		}, func(a, b string, _ []byte) any {
+			if a == "" {
+				return "" // nobody: stored nowhere
+			}
+			return b
+		},
+	},
+	{
+		"Save",
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) error {
+			d.PushName, d.BusinessName, d.Platform = b, a, b
+			return d.Save(ctx)
+		},
+		func(c *pgstore.Container, d *store.Device, _, _ string, _ []byte) (any, error) {
+			got, err := c.GetDevice(ctx, *d.ID)
+			if err != nil {
+				return nil, err
+			}
+			return got.PushName, nil
+		}, wantB,
+	},
+}
+
+func sameBytes(a, b []byte) error {
+	if !bytes.Equal(a, b) {
+		return fmt.Errorf("%q is not %q", a, b)
+	}
+	return nil
+}
+
+// Whatever is put is refused by that very call, or comes out of the database as it went in; the instance goes on.
+func FuzzP10WhatIsPutIsRefusedOrComesOutAsItWentIn(f *testing.F) {
+	c, _ := open(f, func(cfg *pgstore.Config) { cfg.MemoryBudget = 1 }) // what was put has to be fetched
+	d := pair(f, c.NewDevice())
+	long := strings.Repeat("n\x00", 1<<19)
+	for m := range textMethods {
+		f.Add(uint8(m), "a", "b", []byte("c"))
+		f.Add(uint8(m), "", "", []byte{})
+		f.Add(uint8(m), "a\x00|\\\xff", "b\x00|\\\xff", []byte("c\x00\xff"))
+		f.Add(uint8(m), "\U0001F469\u200d\U0001F52C", `{"b64":"AA=="}`, []byte(`{"SenderKeyStates":[{"KeyID":1}]}`))
+		f.Add(uint8(m), long, long+"b", []byte(long))
+		f.Add(uint8(m), "looks like a record", "b", []byte(`{"SenderKeyStates":[{"KeyID":}`))
+		f.Add(uint8(m), "1_2:3", "4:5", bytes.Repeat([]byte{7}, 32))
+	}
+	f.Fuzz(func(t *testing.T, method uint8, a, b string, raw []byte) {
+		m := textMethods[int(method)%len(textMethods)]
+		if err := m.put(c, d, a, b, raw); err != nil {
+			require.ErrorIs(t, err, pgstore.ErrInvalidInput, m.name)
+			return
+		}
+		check := func(c *pgstore.Container, d *store.Device) {
+			t.Helper()
+			got, err := m.get(c, d, a, b, raw)
+			require.NoError(t, err, m.name)
+			if want := m.want(a, b, raw); want != "" { // an empty text may as well be absent
+				require.Equal(t, want, got, m.name)
+			}
+		}
+		check(c, d)
+		require.NoError(t, c.Flush(ctx), m.name)
+		check(c, d)
+	})
+}
