@@ -201,7 +201,7 @@ var textMethods = []textMethod{
 		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
 			return d.EventBuffer.AddOutgoingEvent(ctx, jidOf("c", types.DefaultUserServer), a, b, raw)
 		},
-		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) (any, error) {
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) (any, error) {
 			format, got, err := d.EventBuffer.GetOutgoingEvent(ctx, jidOf("c", types.DefaultUserServer), types.EmptyJID, a)
 			return format, errors.Join(err, sameBytes(got, raw))
 		}, wantB,
