@@ -327,10 +327,11 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// recordOf is a session of about n bytes; keys do not compress.
+// recordOf is a session of about n bytes whose sending chain has got to a counter; keys do not compress.
 func recordOf(n, counter int) []byte {
-	head := fmt.Sprintf(`{"SessionState":{"ReceiverChains":null,"SenderChain":{"SenderRatchetKeyPublic":"a","ChainKey":{"Key":"b","Index":%d}},"RootKey":"`, counter)
-	return []byte(head + base64.StdEncoding.EncodeToString(random.Bytes((n-len(head)-3)/4*3)) + `"}}`)
+	const head, tail = `{"SessionState":{"ReceiverChains":null,"SenderChain":{"SenderRatchetKeyPublic":"YQ==","ChainKey":{"Key":"`, `","Index":%d}}},"PreviousStates":[]}`
+	key := base64.StdEncoding.EncodeToString(random.Bytes((n - len(head) - len(tail)) / 4 * 3))
+	return []byte(head + key + fmt.Sprintf(tail, counter))
 }
 
 // BenchmarkTable flushes updates of 1,000 sessions again and again, with the table as it is shipped and with PostgreSQL's defaults,

@@ -45,6 +45,8 @@ type Container struct {
 	synchronous [typeCount]bool // what Config.SynchronousTypes names
 	ended       atomic.Bool     // set under mu, read without
 	unprepared  atomic.Bool     // prepared statements are of no use here
+	merged      atomic.Int64
+	refused     atomic.Int64
 	closeOnce   sync.Once
 	tasks       sync.WaitGroup // background work, ended by stopTasks
 	tasksCtx    context.Context
@@ -216,11 +218,13 @@ func (c *Container) background(fn func(context.Context)) {
 type Stats struct {
 	Cache   cache.Stats
 	Batcher batcher.Stats
+	Merged  int64 // sessions and sender keys that two changed at once, and that were merged
+	Refused int64 // sends refused with ErrMessageKeyUsed
 }
 
 // Stats returns the counters as they are now.
 func (c *Container) Stats() Stats {
-	return Stats{Cache: c.cache.Stats(), Batcher: c.writes.Stats()}
+	return Stats{Cache: c.cache.Stats(), Batcher: c.writes.Stats(), Merged: c.merged.Load(), Refused: c.refused.Load()}
 }
 
 func (c *Container) closed() bool {

@@ -59,7 +59,7 @@ func FuzzP10RecordsComeOutAsTheyWentIn(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, record []byte) {
 		looksLikeRecord(record)
-		sendingCounter(record)
+		ratchetOf(record)
 		senderKeyID(record)
 		if len(record) == 0 {
 			return // refused at the call

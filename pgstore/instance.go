@@ -34,6 +34,7 @@ type instance struct {
 		open      map[*transaction]struct{}
 		groups    map[string]*cache.Overlay[value] // open app-state groups by collection
 		migrated  map[string]string                // PN user → LID user, once durable in memory order
+		gone      map[cache.Key]gone               // where deleted and moved records were
 		handedOut []uint32                         // ids of the last answer of GetOrGenPreKeys
 		pruned    time.Time                        // when outgoing events were last pruned
 	}
@@ -88,7 +89,8 @@ type transaction struct {
 	mu      sync.Mutex
 	wait    patience
 	ended   bool
-	gone    map[cache.Key]struct{} // deleted by others since the transaction began
+	gone    map[cache.Key]struct{}     // deleted by others since the transaction began
+	read    map[cache.Key]*recordValue // the sessions it has read, as they were at first; nil if absent
 }
 
 // errTransactionEnded is returned to a write that comes with the context of a transaction that has ended.
@@ -320,18 +322,35 @@ func (in *instance) transact(ctx context.Context, fn func(context.Context) error
 		return err
 	}
 	writes, wait := tx.end()
-	return in.writeMany(ctx, wait, len(writes), func(v *view) error {
+	count := 0
+	return in.counted(&count, in.writeMany(ctx, wait, len(writes), func(v *view) error {
+		count = 0
 		for _, w := range writes {
+			session, isSession := w.Value.(*recordValue)
+			isSession = isSession && w.Key.Type == typeSession && w.Op == cache.Put
+			base, baseKnown := tx.base(w.Key)
 			if w.Op != cache.Delete && tx.deleted(w.Key) {
-				continue
+				to, moved := in.movedTo(w.Key, base)
+				if !isSession || !moved {
+					continue
+				}
+				w.Key = to
 			}
 			if event, ok := w.Value.(*bufferedEventValue); ok && event.Plaintext != nil && v.Has(w.Key) {
 				return errBuffered // by another transaction meanwhile: the first one counts
 			}
+			if isSession {
+				merged, err := in.putSession(v, w.Key, session, source{by: writerDecrypt, base: base, baseKnown: baseKnown})
+				if err != nil {
+					return err
+				}
+				count += merged
+				continue
+			}
 			v.Write(w)
 		}
 		return nil
-	})
+	}))
 }
 
 // dropOpenGroups forgets app-state groups that were never ended and says so.

@@ -37,7 +37,8 @@ type killGroup struct{ w, n int }
 
 func (g killGroup) key(slot string) string { return fmt.Sprintf("%d_%s:0", g.w, slot) }
 
-func (g killGroup) record() []byte { return recordOf(200, g.n) }
+// record is none of libsignal's, so that it is replaced and not merged.
+func (g killGroup) record() []byte { return fmt.Appendf(nil, `{"Index":%d}`, g.n) }
 
 // hash names the event that the writer's n-th group buffers.
 func (g killGroup) hash() [32]byte {

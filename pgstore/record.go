@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"slices"
-	"strconv"
 	"sync/atomic"
 )
 
@@ -13,6 +12,7 @@ import (
 // first use, since a restart loads thousands of records and uses a few.
 type recordValue struct {
 	form  atomic.Pointer[recordForm]
+	past  *past       // of a session: its earlier versions, as far as they were put since it came into memory
 	aside atomic.Bool // it cannot be read, and somebody is setting it aside
 }
 
@@ -79,7 +79,7 @@ func (v *recordValue) MarshalJSON() ([]byte, error) {
 
 func (v *recordValue) size() int {
 	form := v.form.Load()
-	return 48 + len(form.json) + len(form.record)
+	return 56 + len(form.json) + len(form.record) + v.past.size()
 }
 
 // looksLikeRecord is a cheap check that libsignal would not panic on a record: a session has a sending chain in its
@@ -88,30 +88,10 @@ func looksLikeRecord(record []byte) bool {
 	if len(record) < 2 || record[0] != '{' || record[len(record)-1] != '}' {
 		return false
 	}
-	if _, _, ok := sendingCounter(record); ok {
+	if _, ok := ratchetOf(record); ok {
 		return true
 	}
 	return bytes.Contains(record, []byte(`"SenderKeyStates":[{`)) && senderKeyID(record) != nil
-}
-
-// libsignal writes its fields in one order and the current state first, so the first "SenderChain" of a session is
-// the current one and the first "KeyID" of a sender key is its newest. Searching is far cheaper than parsing.
-
-// sendingCounter finds the name and the next counter of a session's current sending chain.
-func sendingCounter(session []byte) (chain []byte, counter uint64, ok bool) {
-	_, rest, ok := bytes.Cut(session, []byte(`"SenderChain":{`))
-	if !ok {
-		return nil, 0, false
-	}
-	_, key, ok1 := bytes.Cut(rest, []byte(`"SenderRatchetKeyPublic":"`))
-	chain, _, ok2 := bytes.Cut(key, []byte(`"`))
-	_, index, ok3 := bytes.Cut(rest, []byte(`"Index":`))
-	end := bytes.IndexAny(index, ",}")
-	if !ok1 || !ok2 || !ok3 || end < 0 {
-		return nil, 0, false
-	}
-	counter, err := strconv.ParseUint(string(index[:end]), 10, 64)
-	return chain, counter, err == nil
 }
 
 // senderKeyID is the text of the newest state's id, which changes when a new key was distributed; nil if there is none.

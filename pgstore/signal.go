@@ -49,6 +49,7 @@ func (s *deviceStore) record(ctx context.Context, k cache.Key) ([]byte, error) {
 		return nil, err
 	}
 	rec, ok := found[*recordValue](v, ok)
+	noteRead(ctx, k, rec)
 	if !ok {
 		return nil, nil
 	}
@@ -131,7 +132,7 @@ func (s *deviceStore) GetManySessions(ctx context.Context, addresses []string) (
 	return sessions, nil
 }
 
-// PutSession implements [store.SessionStore]. Outside of DoDecryptionTxn it may be a send (a
+// PutSession implements [store.SessionStore]. If it is that of a send and its message key was used, it is [ErrMessageKeyUsed]. Outside of DoDecryptionTxn it may be a send (a
 // retry answer, a message to our own phone): then it waits as [Config].Sends says.
 func (s *deviceStore) PutSession(ctx context.Context, address string, session []byte) error {
 	if len(session) == 0 {
@@ -152,14 +153,14 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 			s.warnUnbuffered(in)
 		}
 	}
-	return s.put(ctx, wait, k, newRecord(session))
+	return in.putRecords(ctx, wait, writerUnknown, map[cache.Key][]byte{k: session})
 }
 
 // sameSendingChain says whether neither chain nor counter changed: with the rest, the session of a decryption.
 func sameSendingChain(old, next []byte) bool {
-	chain, counter, ok := sendingCounter(next)
-	oldChain, oldCounter, oldOK := sendingCounter(old)
-	return ok && oldOK && counter == oldCounter && bytes.Equal(chain, oldChain)
+	now, ok := ratchetOf(next)
+	before, oldOK := ratchetOf(old)
+	return ok && oldOK && now.counter == before.counter && bytes.Equal(now.chain, before.chain)
 }
 
 // warnUnbuffered says once that a decryption came outside of DoDecryptionTxn although DurableAcks is on.
@@ -169,7 +170,8 @@ func (s *deviceStore) warnUnbuffered(in *instance) {
 	}
 }
 
-// PutManySessions implements [store.SessionStore]. The client calls it when it has encrypted and before the message leaves.
+// PutManySessions implements [store.SessionStore]. The client calls it when it has encrypted and before the message leaves. If
+// another message used the message key of one session meanwhile, it is [ErrMessageKeyUsed], and nothing is stored.
 func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][]byte) error {
 	for _, session := range sessions {
 		if len(session) == 0 {
@@ -180,12 +182,11 @@ func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][
 	if err != nil {
 		return err
 	}
-	return in.writeMany(ctx, s.sendPatience(), len(sessions), func(v *view) error {
-		for address, session := range sessions {
-			v.Put(newKey(typeSession, address), newRecord(session))
-		}
-		return nil
-	})
+	records := make(map[cache.Key][]byte, len(sessions))
+	for address, session := range sessions {
+		records[newKey(typeSession, address)] = session
+	}
+	return in.putRecords(ctx, s.sendPatience(), writerSend, records)
 }
 
 func (s *deviceStore) sendPatience() patience {
@@ -198,28 +199,44 @@ func (s *deviceStore) sendPatience() patience {
 // sendingAdvanced says whether the sending counter of the current state grew. A new chain at
 // counter 0 has not been used. What cannot be read counts as a send.
 func sendingAdvanced(old, next []byte) bool {
-	chain, counter, ok := sendingCounter(next)
+	now, ok := ratchetOf(next)
 	if !ok {
 		return true
 	}
-	if oldChain, oldCounter, ok := sendingCounter(old); ok && bytes.Equal(chain, oldChain) {
-		return counter > oldCounter
+	if before, ok := ratchetOf(old); ok && bytes.Equal(now.chain, before.chain) {
+		return now.counter > before.counter
 	}
-	return counter > 0
+	return now.counter > 0
 }
 
 // DeleteAllSessions implements [store.SessionStore]: of the addresses "phone:*", exactly.
 func (s *deviceStore) DeleteAllSessions(ctx context.Context, phone string) error {
-	return s.remove(ctx, typeSession, func(v *view) []string { return v.IDs(typeSession, escapeID(phone)+":") })
+	return s.removeSessions(ctx, func(v *view) []string { return v.IDs(typeSession, escapeID(phone)+":") })
 }
 
 // DeleteSession implements [store.SessionStore].
 func (s *deviceStore) DeleteSession(ctx context.Context, address string) error {
-	return s.remove(ctx, typeSession, one(keyID(address)))
+	return s.removeSessions(ctx, one(keyID(address)))
+}
+
+// removeSessions deletes sessions and remembers their chains: a send that still holds one must not bring it back.
+func (s *deviceStore) removeSessions(ctx context.Context, ids func(*view) []string) error {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	return s.remove(ctx, typeSession, func(v *view) []string {
+		found := ids(v)
+		for _, id := range found {
+			in.noteGone(v, cache.Key{Type: typeSession, ID: id}, cache.Key{})
+		}
+		return found
+	})
 }
 
 // MigratePNToLID implements [store.SessionStore]: sessions, identities and sender keys of the phone number's
-// addresses become those of the LID, over what is there.
+// addresses become those of the LID, over what is there; of a session that both have, no chain goes back. A
+// send that holds one of them across the move is forwarded.
 func (s *deviceStore) MigratePNToLID(ctx context.Context, pn, lid types.JID) error {
 	in, err := s.instance(ctx)
 	if err != nil {
@@ -241,8 +258,12 @@ func (s *deviceStore) MigratePNToLID(ctx context.Context, pn, lid types.JID) err
 		if err = in.write(ctx, patienceNone, func(v *view) error {
 			for _, k := range addressesOf(v, from) {
 				if value, ok := v.Get(k); ok {
+					target := cache.Key{Type: k.Type, ID: escapeID(to) + k.ID[len(escapeID(from)):]}
+					in.noteGone(v, k, target)
 					v.Delete(k)
-					v.Put(cache.Key{Type: k.Type, ID: escapeID(to) + k.ID[len(escapeID(from)):]}, value)
+					if err := in.move(v, target, value); err != nil {
+						return err
+					}
 				}
 			}
 			return nil
@@ -283,7 +304,11 @@ func (s *deviceStore) PutSenderKey(ctx context.Context, group, user string, sess
 	if own, err := s.ownAddress(ctx, user); err != nil {
 		return err
 	} else if own {
-		wait = s.sendPatience()
+		in, err := s.instance(ctx)
+		if err != nil {
+			return err
+		}
+		return in.putRecords(ctx, s.sendPatience(), writerSend, map[cache.Key][]byte{k: session})
 	} else if old, err := s.record(ctx, k); err != nil || !bytes.Equal(senderKeyID(old), senderKeyID(session)) {
 		wait = patienceOutage
 	}

@@ -220,7 +220,7 @@ var signalCases = []testCase{
 	{
 		name: "phone number migrated to LID",
 		do: func(t *testing.T, s *Subject) {
-			put(t, s, map[string][]byte{"111:0": session(1), "111:2": session(2), "1111:0": session(3), "999_1:2": session(4), "999_1:3": session(5)})
+			put(t, s, map[string][]byte{"111:0": session(1), "111:2": session(2), "1111:0": session(3), "999_1:2": session(1), "999_1:3": session(5)})
 			for _, address := range []string{"111:0", "1111:0"} {
 				require.NoError(t, s.Identities.PutIdentity(ctx, address, [32]byte{1}))
 				require.NoError(t, s.SenderKeys.PutSenderKey(ctx, "g", address, senderKey(1)))
