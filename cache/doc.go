@@ -24,7 +24,8 @@
 // the instance. A view that meets an unknown value notes it; its effects are
 // then thrown away, the value is fetched with no lock held, and the view runs
 // again. So a function given to [Instance.Read] or [Instance.Update] may run more
-// than once and must not keep anything from a run that did not return last.
+// than once and must not keep anything from a run that did not return last; [View.Then] is for what must
+// happen with the run that counts.
 //
 // # Invariants
 //

@@ -140,15 +140,23 @@ func (inst *Instance[V]) attempt(overlay *Overlay[V], fetched *fetch[V], commit 
 	}
 	view := &View[V]{inst: inst, base: overlay, fetched: fetched}
 	err := fn(view)
-	if view.missing != nil || err != nil || len(view.own.order) == 0 {
+	if view.missing != nil || err != nil {
 		return view, err
 	}
 	if overlay != nil {
 		overlay.mergeLocked(&view.own)
 		return view, nil
 	}
-	view.wrote = true
-	return view, inst.applyLocked(view.own.writes(), commit)
+	if len(view.own.order) > 0 {
+		view.wrote = true
+		if err = inst.applyLocked(view.own.writes(), commit); err != nil {
+			return view, err
+		}
+	}
+	for _, then := range view.then {
+		then()
+	}
+	return view, nil
 }
 
 // applyLocked gives each write its version, hands them to commit and makes them visible.

@@ -92,8 +92,13 @@ type View[V any] struct {
 	own     changes[V]
 	fetched *fetch[V]
 	missing map[Key]struct{}
+	then    []func()
 	wrote   bool
 }
+
+// Then has fn run, still under the instance's lock, if this run of an update is the one that counts: its writes are
+// visible, or it wrote nothing. It never runs for writes into an [Overlay].
+func (v *View[V]) Then(fn func()) { v.then = append(v.then, fn) }
 
 // Get returns the value of k. The value is shared: do not change it. When the
 // value is not in memory it answers absent for now and the function will be run again.

@@ -34,15 +34,17 @@ var (
 	// ErrUnavailable says that the database could not be asked before the context ended. It matches context.Canceled.
 	ErrUnavailable error = &refusal{"pgstore: database unavailable"}
 
+	// ErrMessageKeyUsed is returned by PutSession, PutManySessions and PutSenderKey when the message key of a send was used by
+	// another send that had read the same record. Nothing is stored, and the ciphertext does not leave: SendMessage returns the
+	// error, and its caller sends again. A message to our own phone returns it or logs it. A retry answer is dropped with a log line; since
+	// the error matches context.Canceled, a client with SynchronousAck does not acknowledge the retry receipt, so that it comes again. A decrypt never
+	// gets it.
+	ErrMessageKeyUsed error = &refusal{"pgstore: message key was used by another message, send again"}
+
 	// ErrDeviceDeleted is whatsmeow's own error for the stores of a deleted device.
 	ErrDeviceDeleted = store.ErrDeviceDeleted
 	// ErrDeviceIDMustBeSet is returned by PutDevice and DeleteDevice for a device without a JID.
 	ErrDeviceIDMustBeSet = errors.New("device JID must be known before accessing database")
-	// ErrMessageKeyUsed is returned by PutSession, PutManySessions and PutSenderKey when the message key of a send was used by
-	// another send that read the same record. The ciphertext must not leave, and does not: SendMessage returns the
-	// error to its caller, who sends again; a retry answer or a peer message is dropped with a log line, and its recipient
-	// asks again. A decrypt never gets it.
-	ErrMessageKeyUsed = errors.New("pgstore: message key was used by another message, send again")
 	// ErrDeviceConflict is returned by PutDevice when the instance already belongs to a device with other keys,
 	// and when the device's JID already belongs to another instance.
 	ErrDeviceConflict = errors.New("pgstore: device conflicts with one that is stored")

@@ -34,7 +34,9 @@ type instance struct {
 		open      map[*transaction]struct{}
 		groups    map[string]*cache.Overlay[value] // open app-state groups by collection
 		migrated  map[string]string                // PN user → LID user, once durable in memory order
-		gone      map[cache.Key]gone               // where deleted and moved records were
+		gone      map[cache.Key]*gone              // deleted and moved records that somebody may still hold
+		reads     map[cache.Key][]readRecord       // records that a plain Put may be made of
+		swept     time.Time                        // when reads that nothing came of were last forgotten
 		handedOut []uint32                         // ids of the last answer of GetOrGenPreKeys
 		pruned    time.Time                        // when outgoing events were last pruned
 	}
@@ -90,7 +92,8 @@ type transaction struct {
 	wait    patience
 	ended   bool
 	gone    map[cache.Key]struct{}     // deleted by others since the transaction began
-	read    map[cache.Key]*recordValue // the sessions it has read, as they were at first; nil if absent
+	read    map[cache.Key]*recordValue // the sessions and sender keys it has read, as they were at first; nil if absent
+	moved   map[cache.Key]cache.Key    // where a migration inside of it moves them
 }
 
 // errTransactionEnded is returned to a write that comes with the context of a transaction that has ended.
@@ -124,6 +127,15 @@ func (tx *transaction) open() bool {
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
 	return !tx.ended
+}
+
+func (tx *transaction) noteMove(from, to cache.Key) {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	if tx.moved == nil {
+		tx.moved = make(map[cache.Key]cache.Key)
+	}
+	tx.moved[from] = to
 }
 
 func (tx *transaction) deleted(k cache.Key) bool {
@@ -326,28 +338,32 @@ func (in *instance) transact(ctx context.Context, fn func(context.Context) error
 	return in.counted(&count, in.writeMany(ctx, wait, len(writes), func(v *view) error {
 		count = 0
 		for _, w := range writes {
-			session, isSession := w.Value.(*recordValue)
-			isSession = isSession && w.Key.Type == typeSession && w.Op == cache.Put
-			base, baseKnown := tx.base(w.Key)
+			record, isRecord := w.Value.(*recordValue)
+			from := tx.source(w.Key)
 			if w.Op != cache.Delete && tx.deleted(w.Key) {
-				to, moved := in.movedTo(w.Key, base)
-				if !isSession || !moved {
+				to, moved := in.movedTo(w.Key, from.base)
+				if !isRecord || !moved {
 					continue
 				}
-				w.Key = to
+				w.Key, from.moved = to, true
 			}
 			if event, ok := w.Value.(*bufferedEventValue); ok && event.Plaintext != nil && v.Has(w.Key) {
 				return errBuffered // by another transaction meanwhile: the first one counts
 			}
-			if isSession {
-				merged, err := in.putSession(v, w.Key, session, source{by: writerDecrypt, base: base, baseKnown: baseKnown})
+			switch {
+			case w.Op == cache.Delete && isRecordType(w.Key.Type):
+				if err := in.removeRecord(v, w.Key, tx.moved[w.Key]); err != nil {
+					return err
+				}
+			case isRecord:
+				merged, err := in.putRecord(v, w.Key, record, from)
 				if err != nil {
 					return err
 				}
 				count += merged
-				continue
+			default:
+				v.Write(w)
 			}
-			v.Write(w)
 		}
 		return nil
 	}))

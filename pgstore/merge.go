@@ -3,37 +3,37 @@ package pgstore
 import (
 	"bytes"
 	"cmp"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"slices"
 
-	groups "go.mau.fi/libsignal/groups/state/record"
 	"go.mau.fi/libsignal/keys/message"
 	"go.mau.fi/libsignal/state/record"
+	"go.mau.fi/whatsmeow/store"
 )
 
-// Merging two records that were made of one, S (stored) and W (written): the result is what the two writers could have left had they run
-// one after the other, and no key that left is ever ahead of it.
+// Merging two sessions that were made of one, S (stored) and W (written): the result is what the two writers could have left had they run
+// one after the other, and no key that left is ever ahead of it. Nothing but the two is needed, for each tells what it knew of the other.
 //
 // A record has states, current and archived; a state is named by its base key. Of one state in both:
 //
-//   - W from a send changed the sending chain key and nothing else: S, with W's where the chain is the same. If S has stepped the ratchet
-//     meanwhile, its new chain stays, and what the old one reached goes into previousCounter.
-//   - W from a decrypt: W, with the further of the two sending chain keys. If W stepped the ratchet, its new chain, with
-//     previousCounter from S. If S stepped too, S's chain, which may have been sent on.
+//   - The sending chain, with its root key, is W's if W has a receiving chain that S has not: then W stepped the ratchet, and previousCounter is
+//     what S had reached on the old one. Else S's, which may have been sent on: W is older, or both stepped at once.
+//   - A sending chain that both have is as far as either has it. One that only a send still had goes into S's previousCounter.
 //   - Receiving chains are joined. A message key below a chain's index that a record does not hold was used in it, so the result has a
 //     skipped key only if neither has used it.
+//   - An answer that one has received ends the pending pre-key.
 //
-// Which state is current: one that only W knows is a new session, S's states go under it. A decrypt promotes the state that it
-// used. A send moves nothing. States that a decrypt did not use are S's: an attempt to decrypt with a state leaves a
-// needless ratchet step in it.
+// Which state is current: one that only W knows is a new session, and S's states go under it. One that W's writer did not know (it is
+// not in W) came in meanwhile and stays. Otherwise a decrypt promotes the state that it used, and a send moves nothing. States that a decrypt
+// did not use are S's: an attempt to decrypt with a state leaves a needless ratchet step in it.
 
-// Limits of libsignal (state/record/SessionState.go and SessionRecord.go, groups/state/record/SenderKeyRecord.go).
+// Limits of libsignal (state/record/SessionState.go and SessionRecord.go).
 const (
-	maxReceiverChains  = 5
-	maxSkippedKeys     = 2000
-	maxArchivedStates  = 40
-	maxSenderKeyStates = 5
+	maxReceiverChains = 5
+	maxSkippedKeys    = 2000
+	maxArchivedStates = 40
 )
 
 // errUnreadable says that a record is none that libsignal could use.
@@ -45,28 +45,32 @@ type (
 	chainState    = record.ChainStructure
 )
 
+// parseSession reads a session that libsignal would not panic on.
 func parseSession(data []byte) (*sessionRecord, error) {
 	parsed := new(sessionRecord)
-	if json.Unmarshal(data, parsed) != nil || parsed.SessionState == nil {
+	if json.Unmarshal(data, parsed) != nil {
 		return nil, errUnreadable
 	}
 	for _, st := range statesOf(parsed) {
 		if st == nil {
 			return nil, errUnreadable
 		}
-		if st == parsed.SessionState && st.SenderChain == nil {
-			return nil, errUnreadable
-		}
 		for _, c := range append([]*chainState{st.SenderChain}, st.ReceiverChains...) {
-			if c != nil && (c.ChainKey == nil || slices.Contains(c.MessageKeys, nil)) {
+			if c == nil || c.ChainKey == nil || slices.Contains(c.MessageKeys, nil) {
 				return nil, errUnreadable
 			}
 		}
-		if slices.Contains(st.ReceiverChains, nil) {
-			return nil, errUnreadable
-		}
 	}
 	return parsed, nil
+}
+
+// encodeSession writes a session as libsignal does, so that what it makes of this differs in nothing but what it changed.
+func encodeSession(r *sessionRecord) ([]byte, error) {
+	session, err := record.NewSessionFromStructure(r, store.SignalProtobufSerializer.Session, store.SignalProtobufSerializer.State)
+	if err != nil {
+		return nil, errUnreadable
+	}
+	return session.Serialize(), nil
 }
 
 func statesOf(r *sessionRecord) []*sessionState {
@@ -92,49 +96,73 @@ func find(r *sessionRecord, st *sessionState) *sessionState {
 }
 
 func sameChain(a, b *chainState) bool {
-	return a != nil && b != nil && bytes.Equal(a.SenderRatchetKeyPublic, b.SenderRatchetKeyPublic)
+	return bytes.Equal(a.SenderRatchetKeyPublic, b.SenderRatchetKeyPublic)
 }
 
-// mergeSessions merges what is written into what is stored. The base is what the writer had read, nil if that is not known.
-func mergeSessions(stored, written, base *sessionRecord, by writer, before *past) (*sessionRecord, error) {
+// mergeSessions merges what is written into what is stored.
+func mergeSessions(stored, written *sessionRecord, from source, before *past) (*sessionRecord, error) {
 	used := written.SessionState
 	theirs := find(stored, used)
+	if from.by == writerSend {
+		if err := unused(stored, theirs, used.SenderChain, from, before); err != nil {
+			return nil, err
+		}
+	}
 	switch {
-	case by == writerSend && usedAlready(stored, used.SenderChain, before):
-		return nil, ErrMessageKeyUsed
 	case theirs == nil:
 		return raised(newOnTop(stored, written), stored, written), nil
-	case by == writerSend:
-		return raised(sent(stored, theirs, used), stored, written), nil
+	case from.by == writerSend:
+		return raised(sent(stored, theirs, used, before), stored, written), nil
 	default:
-		return raised(decrypted(stored, written, base, by, before), stored, written), nil
+		return raised(received(stored, theirs, written, from.by, before), stored, written), nil
 	}
 }
 
-// usedAlready says whether another writer has got to where a send stands on its chain, or beyond: then both used one message key.
-func usedAlready(stored *sessionRecord, chain *chainState, before *past) bool {
-	if chain.ChainKey.Index == 0 {
-		return false // nothing was sent on it
+// unused refuses a send whose message key another writer has used, or of whose chain nobody knows how far it has got.
+func unused(stored *sessionRecord, theirs *sessionState, chain *chainState, from source, before *past) error {
+	counter := uint64(chain.ChainKey.Index)
+	if counter == 0 {
+		return nil // nothing was sent on it
 	}
-	reached, known := before.furthest(ratchetKeyText(chain))
+	reached, known := before.reached(fingerprint(ratchetKeyText(chain)))
+	if from.moved {
+		reached, known = max(reached, from.reached), true
+	}
 	for _, st := range statesOf(stored) {
 		if sameChain(st.SenderChain, chain) {
 			reached, known = max(reached, uint64(st.SenderChain.ChainKey.Index)), true
 		}
 	}
-	return known && reached >= uint64(chain.ChainKey.Index)
+	if known && reached >= counter || !known && theirs != nil {
+		return ErrMessageKeyUsed
+	}
+	return nil
 }
 
 // ratchetKeyText is a chain's ratchet key as it stands in a record.
 func ratchetKeyText(c *chainState) []byte {
-	quoted, _ := json.Marshal(c.SenderRatchetKeyPublic) // bytes never fail
-	return bytes.Trim(quoted, `"`)
+	return base64.StdEncoding.AppendEncode(nil, c.SenderRatchetKeyPublic)
+}
+
+// sendingChains says how far the sending chains of a record have got, by their ratchet keys as they stand in it.
+func sendingChains(r *sessionRecord) map[string]uint64 {
+	chains := make(map[string]uint64)
+	for _, st := range statesOf(r) {
+		key := string(ratchetKeyText(st.SenderChain))
+		chains[key] = max(chains[key], uint64(st.SenderChain.ChainKey.Index))
+	}
+	return chains
 }
 
 // newOnTop is a session that only the written record knows, with all that is stored beneath it.
 func newOnTop(stored, written *sessionRecord) *sessionRecord {
 	out := &sessionRecord{SessionState: written.SessionState, PreviousStates: statesOf(stored)}
-	for _, st := range written.PreviousStates {
+	return withArchived(out, written)
+}
+
+// withArchived adds the archived states of a record that another does not have.
+func withArchived(out, other *sessionRecord) *sessionRecord {
+	for _, st := range other.PreviousStates {
 		if find(out, st) == nil {
 			out.PreviousStates = append(out.PreviousStates, st)
 		}
@@ -143,9 +171,9 @@ func newOnTop(stored, written *sessionRecord) *sessionRecord {
 }
 
 // sent is what is stored, and has sent a message on theirs.
-func sent(stored *sessionRecord, theirs, used *sessionState) *sessionRecord {
-	if !sameChain(theirs.SenderChain, used.SenderChain) { // the ratchet was stepped meanwhile
-		theirs.PreviousCounter = max(theirs.PreviousCounter, lastSent(used.SenderChain))
+func sent(stored *sessionRecord, theirs, used *sessionState, before *past) *sessionRecord {
+	if !sameChain(theirs.SenderChain, used.SenderChain) && before != nil && before.chain == fingerprint(ratchetKeyText(used.SenderChain)) {
+		theirs.PreviousCounter = max(theirs.PreviousCounter, lastSent(used.SenderChain)) // the ratchet was stepped meanwhile
 	}
 	return stored // raised sets the chain key
 }
@@ -153,33 +181,30 @@ func sent(stored *sessionRecord, theirs, used *sessionState) *sessionRecord {
 // lastSent is a chain's previousCounter: that of its last message, and 0 if there is none.
 func lastSent(c *chainState) uint32 { return max(c.ChainKey.Index, 1) - 1 }
 
-// decrypted is what is stored, with the state that a decryption used as that left it.
-func decrypted(stored, written, base *sessionRecord, by writer, before *past) *sessionRecord {
+// received is what is stored, with the state that a decrypt used, or that was moved here, as that left it.
+func received(stored *sessionRecord, theirs *sessionState, written *sessionRecord, by writer, before *past) *sessionRecord {
 	used := written.SessionState
-	theirs, read := find(stored, used), find(base, used)
 	merged := *used
-	merged.ReceiverChains = mergeReceiverChains(theirs.ReceiverChains, used.ReceiverChains)
+	merged.ReceiverChains = joined(theirs.ReceiverChains, used.ReceiverChains, sameChain, mergeReceiverChain)
+	merged.ReceiverChains = merged.ReceiverChains[max(0, len(merged.ReceiverChains)-maxReceiverChains):]
 	if theirs.PendingPreKey == nil {
-		merged.PendingPreKey = nil // an answer has come in
+		merged.PendingPreKey = nil
 	}
-	if !sameChain(theirs.SenderChain, used.SenderChain) {
-		_, passed := before.furthest(ratchetKeyText(used.SenderChain))
-		switch {
-		case passed, read != nil && !sameChain(read.SenderChain, theirs.SenderChain):
-			// What is stored has stepped the ratchet, and may have sent on its new chain.
-			merged.SenderChain, merged.RootKey, merged.PreviousCounter = theirs.SenderChain, theirs.RootKey, theirs.PreviousCounter
-		case theirs.SenderChain != nil:
-			merged.PreviousCounter = lastSent(theirs.SenderChain)
-		}
+	_, passed := before.reached(fingerprint(ratchetKeyText(used.SenderChain)))
+	switch {
+	case !passed && stepped(theirs, used):
+		merged.PreviousCounter = lastSent(theirs.SenderChain)
+	default:
+		merged.SenderChain, merged.RootKey, merged.PreviousCounter = theirs.SenderChain, theirs.RootKey, theirs.PreviousCounter
 	}
 	out := &sessionRecord{SessionState: stored.SessionState}
-	stays := stored.SessionState == theirs ||
-		by == writerDecrypt && base != nil && sameState(base.SessionState, used) // it was current, and another session came on top
-	if !stays {
-		out.PreviousStates = append(out.PreviousStates, stored.SessionState)
+	current := stored.SessionState == theirs
+	stays := !current && find(written, stored.SessionState) == nil
+	switch {
+	case current:
 		out.SessionState = &merged
-	} else if stored.SessionState == theirs {
-		out.SessionState = &merged
+	case !stays:
+		out.SessionState, out.PreviousStates = &merged, []*sessionState{stored.SessionState}
 	}
 	for _, st := range stored.PreviousStates {
 		switch {
@@ -190,13 +215,15 @@ func decrypted(stored, written, base *sessionRecord, by writer, before *past) *s
 		}
 	}
 	if by == writerMigration {
-		for _, st := range written.PreviousStates {
-			if find(out, st) == nil {
-				out.PreviousStates = append(out.PreviousStates, st)
-			}
-		}
+		return withArchived(out, written)
 	}
 	return limited(out)
+}
+
+// stepped says whether the ratchet of a state was stepped in b and not in a: b's newest receiving chain is new to a.
+func stepped(a, b *sessionState) bool {
+	return len(b.ReceiverChains) > 0 && !sameChain(a.SenderChain, b.SenderChain) &&
+		!slices.ContainsFunc(a.ReceiverChains, func(c *chainState) bool { return sameChain(c, b.ReceiverChains[len(b.ReceiverChains)-1]) })
 }
 
 // raised moves every sending chain of the result to the furthest that the two records have it at.
@@ -213,26 +240,47 @@ func raised(out *sessionRecord, records ...*sessionRecord) *sessionRecord {
 	return out
 }
 
+// limited drops what libsignal would: states beyond its limit, and those that a promotion has left twice.
 func limited(r *sessionRecord) *sessionRecord {
+	archived := r.PreviousStates
+	r.PreviousStates = nil
+	for _, st := range archived {
+		if find(r, st) == nil {
+			r.PreviousStates = append(r.PreviousStates, st)
+		}
+	}
 	r.PreviousStates = r.PreviousStates[:min(len(r.PreviousStates), maxArchivedStates)]
 	return r
 }
 
-// mergeReceiverChains joins the receiving chains of two versions of a state; the newest is the last.
-func mergeReceiverChains(stored, written []*chainState) []*chainState {
-	var out []*chainState
-	for _, s := range stored {
-		if at := slices.IndexFunc(written, func(w *chainState) bool { return sameChain(s, w) }); at >= 0 {
-			s = mergeReceiverChain(s, written[at])
+// joined merges two versions of a list, oldest first, whose elements come and go at its ends: what both have is merged, and what one has is kept in
+// its place.
+func joined[T any](stored, written []T, same func(a, b T) bool, merge func(stored, written T) T) []T {
+	in := func(list []T, x T) int { return slices.IndexFunc(list, func(y T) bool { return same(x, y) }) }
+	common := 0 // what is written before this is older than all that is stored
+	for i, w := range written {
+		if in(stored, w) >= 0 {
+			common = i
 		}
-		out = append(out, s)
 	}
-	for _, w := range written {
-		if !slices.ContainsFunc(stored, func(s *chainState) bool { return sameChain(s, w) }) {
+	var out []T
+	for _, w := range written[:common] {
+		if in(stored, w) < 0 {
 			out = append(out, w)
 		}
 	}
-	return out[max(0, len(out)-maxReceiverChains):]
+	for _, s := range stored {
+		if at := in(written, s); at >= 0 {
+			s = merge(s, written[at])
+		}
+		out = append(out, s)
+	}
+	for _, w := range written[common:] {
+		if in(stored, w) < 0 {
+			out = append(out, w)
+		}
+	}
+	return out
 }
 
 // mergeReceiverChain is the further of two versions of a receiving chain, with the skipped keys that neither has used.
@@ -241,68 +289,23 @@ func mergeReceiverChain(a, b *chainState) *chainState {
 	if b.ChainKey.Index > a.ChainKey.Index {
 		out.ChainKey = b.ChainKey
 	}
-	unused := func(key *message.KeysStructure, in *chainState) bool {
-		return key.Index >= in.ChainKey.Index ||
-			slices.ContainsFunc(in.MessageKeys, func(k *message.KeysStructure) bool { return k.Index == key.Index })
-	}
-	out.MessageKeys = nil
-	for _, key := range append(slices.Clone(a.MessageKeys), b.MessageKeys...) {
-		known := slices.ContainsFunc(out.MessageKeys, func(k *message.KeysStructure) bool { return k.Index == key.Index })
-		if !known && unused(key, a) && unused(key, b) {
-			out.MessageKeys = append(out.MessageKeys, key)
-		}
-	}
-	slices.SortStableFunc(out.MessageKeys, func(x, y *message.KeysStructure) int { return cmp.Compare(x.Index, y.Index) })
-	out.MessageKeys = out.MessageKeys[max(0, len(out.MessageKeys)-maxSkippedKeys):]
+	out.MessageKeys = mergeSkipped(a.MessageKeys, b.MessageKeys, a.ChainKey.Index, b.ChainKey.Index,
+		func(k *message.KeysStructure) uint32 { return k.Index })
 	return &out
 }
 
-type (
-	senderKeyRecord = groups.SenderKeyStructure
-	senderKeyState  = groups.SenderKeyStateStructure
-)
-
-func parseSenderKey(data []byte) (*senderKeyRecord, error) {
-	parsed := new(senderKeyRecord)
-	if json.Unmarshal(data, parsed) != nil || len(parsed.SenderKeyStates) == 0 {
-		return nil, errUnreadable
+// mergeSkipped merges the skipped keys of two versions of a chain, which have got to next messages nextA and nextB.
+func mergeSkipped[K any](a, b []K, nextA, nextB uint32, index func(K) uint32) []K {
+	has := func(keys []K, i uint32) bool {
+		return slices.ContainsFunc(keys, func(k K) bool { return index(k) == i })
 	}
-	for _, st := range parsed.SenderKeyStates {
-		if st == nil || st.SenderChainKey == nil {
-			return nil, errUnreadable
+	out := []K{}
+	for _, key := range slices.Concat(a, b) {
+		i := index(key)
+		if !has(out, i) && (i >= nextA || has(a, i)) && (i >= nextB || has(b, i)) {
+			out = append(out, key)
 		}
 	}
-	return parsed, nil
-}
-
-func sameSenderKey(a, b *senderKeyState) bool {
-	return a.KeyID == b.KeyID && bytes.Equal(a.SigningKeyPublic, b.SigningKeyPublic)
-}
-
-// mergeSenderKeys merges a sender key that is written over one that is stored: the written states first, each as far as either has it.
-// Of our own, a send whose message key was used is refused; an iteration of 0 is a key that nothing has been sent with.
-func mergeSenderKeys(stored, written *senderKeyRecord, by writer) (*senderKeyRecord, error) {
-	out := &senderKeyRecord{SenderKeyStates: slices.Clone(written.SenderKeyStates)}
-	for i, w := range out.SenderKeyStates {
-		for _, s := range stored.SenderKeyStates {
-			if !sameSenderKey(s, w) {
-				continue
-			}
-			reached := s.SenderChainKey.Iteration >= w.SenderChainKey.Iteration
-			if by == writerSend && i == 0 && reached && w.SenderChainKey.Iteration > 0 {
-				return nil, ErrMessageKeyUsed
-			}
-			if reached {
-				out.SenderKeyStates[i] = s
-			}
-			break
-		}
-	}
-	for _, s := range stored.SenderKeyStates {
-		if !slices.ContainsFunc(out.SenderKeyStates, func(w *senderKeyState) bool { return sameSenderKey(s, w) }) {
-			out.SenderKeyStates = append(out.SenderKeyStates, s)
-		}
-	}
-	out.SenderKeyStates = out.SenderKeyStates[:min(len(out.SenderKeyStates), maxSenderKeyStates)]
-	return out, nil
+	slices.SortStableFunc(out, func(x, y K) int { return cmp.Compare(index(x), index(y)) })
+	return out[max(0, len(out)-maxSkippedKeys):]
 }

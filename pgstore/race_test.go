@@ -4,12 +4,14 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	waBinary "go.mau.fi/whatsmeow/binary"
+	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -18,176 +20,39 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
-var raceSends = flag.Int("race.sends", 3000, "messages that each test of sending and receiving at once sends; the long form is 100000")
+var raceSends = flag.Int("race.sends", 2000, "messages that each test of sending and receiving at once sends; the long form is 100000")
 
-// ratchetStep is where a message stands: its sending ratchet key and counter, as they are on the wire.
-type ratchetStep struct {
-	peer    int
+// place is where a message stands on the wire: whose it is to read, its sending chain and its counter. Two ciphertexts at one place were
+// encrypted with one message key.
+type place struct {
+	reader  int
 	chain   string
-	counter uint32
+	counter uint64
 }
 
-// stepOf reads a message's place from the ciphertext: libsignal's protobuf holds the ratchet key (field 1) and the counter (field 2)
-// after a version byte, a pre-key message the message itself (field 4).
-func stepOf(t testing.TB, peer int, node *waBinary.Node) (ratchetStep, []byte) {
+const groupMembers = -1
+
+// placeOf reads a message's place: libsignal's protobuf of a message holds the ratchet key (field 1) and the counter (field 2) after a version
+// byte, a pre-key message the message itself (field 4), a group message the key's id (field 1) and the iteration (field 2).
+func placeOf(t testing.TB, reader int, node *waBinary.Node) (place, []byte) {
 	t.Helper()
 	body := node.Content.([]byte)
-	message := body[1 : len(body)-8]
-	if node.Attrs["type"] == "pkmsg" {
+	const mac, signature = 8, 64
+	var message []byte
+	switch node.Attrs["type"] {
+	case "skmsg":
+		message = body[1 : len(body)-signature]
+	case "pkmsg":
 		inner := protoField(t, body[1:], 4)
-		message = inner[1 : len(inner)-8]
+		message = inner[1 : len(inner)-mac]
+	default:
+		message = body[1 : len(body)-mac]
 	}
 	counter := uint64(0)
 	if raw := protoField(t, message, 2); len(raw) > 0 {
 		counter, _ = protowire.ConsumeVarint(raw)
 	}
-	return ratchetStep{peer, string(protoField(t, message, 1)), uint32(counter)}, body
-}
-
-// traffic is the outcome of sending and receiving at once.
-type traffic struct {
-	sent, repeated, refused, unread, lost int
-}
-
-func (r traffic) String() string {
-	return fmt.Sprintf("%d sent, %d message keys used twice, %d refused, %d that the peer could not read, %d that we could not", r.sent, r.repeated, r.refused, r.unread, r.lost)
-}
-
-// atOnce lets a device on a store talk with peers: one goroutine receives, others send, some of them as retry answers
-// do. Each peer reads what it is sent in the order in which it left.
-func atOnce(t *testing.T, ours *signaltest.Peer, peers, sends, senders, answerers int) (r traffic) {
-	theirs := memoryPeers(peers)
-	for _, p := range theirs {
-		signaltest.Meet(t, p, ours)
-	}
-	type letter struct {
-		node *waBinary.Node
-		text string
-	}
-	locks := make([]sync.Mutex, peers) // a peer does one thing at a time
-	var (
-		mu        sync.Mutex
-		seen      = map[ratchetStep][]byte{}
-		unread    atomic.Int64
-		lost      atomic.Int64
-		refused   atomic.Int64
-		left      atomic.Int64
-		sending   sync.WaitGroup
-		receiving sync.WaitGroup
-		clientMu  sync.Mutex // whatsmeow's messageSendLock
-	)
-	deliver := func(to int, l letter) {
-		step, body := stepOf(t, to, l.node)
-		mu.Lock()
-		if old, twice := seen[step]; twice && string(old) != string(body) {
-			r.repeated++
-		}
-		seen[step] = body
-		mu.Unlock()
-		locks[to].Lock()
-		defer locks[to].Unlock()
-		if got, err := theirs[to].Receive(ctx, ours.Address(), l.node); err != nil || string(got) != l.text {
-			unread.Add(1)
-		}
-	}
-	send := func(i int, answer bool) {
-		to := i % peers
-		text := fmt.Sprint("out ", i)
-		var node *waBinary.Node
-		var err error
-		if answer {
-			node, err = ours.Answer(ctx, theirs[to].Address(), []byte(text))
-		} else {
-			clientMu.Lock()
-			var all map[types.JID]*waBinary.Node
-			if all, err = ours.Send(ctx, []types.JID{theirs[to].Address()}, []byte(text)); err == nil {
-				node = all[theirs[to].Address()]
-			}
-			clientMu.Unlock()
-		}
-		if errors.Is(err, pgstore.ErrMessageKeyUsed) {
-			refused.Add(1)
-			return
-		}
-		if err != nil || node == nil {
-			lost.Add(1)
-			return
-		}
-		left.Add(1)
-		deliver(to, letter{node, text})
-	}
-	var next atomic.Int64
-	for g := range senders + answerers {
-		sending.Go(func() {
-			for {
-				i := int(next.Add(1))
-				if i > sends {
-					return
-				}
-				send(i, g >= senders)
-			}
-		})
-	}
-	stop := make(chan struct{})
-	receiving.Go(func() {
-		for i := 0; ; i++ {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			from := i % peers
-			locks[from].Lock()
-			text := fmt.Sprint("in ", i)
-			sent, err := theirs[from].Send(ctx, []types.JID{ours.Address()}, []byte(text))
-			locks[from].Unlock()
-			if err != nil {
-				lost.Add(1)
-				continue
-			}
-			if got, err := ours.Receive(ctx, theirs[from].Address(), sent[ours.Address()]); err != nil || string(got) != text {
-				lost.Add(1)
-			}
-		}
-	})
-	sending.Wait()
-	close(stop)
-	receiving.Wait()
-	r.sent, r.unread, r.lost, r.refused = int(left.Load()), int(unread.Load()), int(lost.Load()), int(refused.Load())
-	return r
-}
-
-func TestP4SendingAndReceivingAtOnceUsesNoMessageKeyTwice(t *testing.T) {
-	t.Parallel()
-	for _, peers := range []int{2, 50} {
-		for _, answerers := range []int{0, 1} {
-			t.Run(fmt.Sprintf("%d peers, %d goroutines with retry answers", peers, answerers), func(t *testing.T) {
-				t.Parallel()
-				c, _ := open(t, func(cfg *pgstore.Config) { cfg.Sends = pgstore.WriteBehind })
-				r := atOnce(t, signaltest.NewPeer(pair(t, c.NewDevice())), peers, *raceSends, 1, answerers)
-				t.Logf("%v; %d merged", r, c.Stats().Merged)
-				require.Zero(t, r.repeated)
-				require.Zero(t, r.unread, "messages that left and that the peer could not read")
-				require.Zero(t, r.lost, "messages that we could not read, or sends that failed with another error")
-				require.Positive(t, c.Stats().Merged, "nothing raced, so nothing was shown")
-			})
-		}
-	}
-}
-
-// The judge fires: on sqlstore the same traffic uses message keys twice.
-func TestSqlstoreUsesMessageKeysTwice(t *testing.T) {
-	t.Parallel()
-	for try := range 5 {
-		s := storetest.New(t, storetest.SqlstorePostgres())
-		r := atOnce(t, signaltest.NewPeer(s.Device), 2, 300*(try+1), 1, 1)
-		t.Logf("sqlstore: %v", r)
-		if r.repeated > 0 {
-			return
-		}
-		t.Log("no message key was used twice in this run, trying more")
-	}
-	require.Fail(t, "the judge never fired")
+	return place{reader, string(protoField(t, message, 1)), counter}, body
 }
 
 // protoField is a field of a protobuf message: the bytes of a text, or a number as it is written.
@@ -208,4 +73,236 @@ func protoField(t testing.TB, b []byte, field protowire.Number) []byte {
 		b = b[n+length:]
 	}
 	return nil
+}
+
+// raceConfig says who does what at once.
+type raceConfig struct {
+	peers, sends       int
+	senders, answerers int  // goroutines: as SendMessage does, and as retry answers do
+	groups             bool // every fifth message goes to a group, and peers write to it
+	first              bool // now and then somebody begins a session anew, as after a retry receipt with keys
+}
+
+// race is a device on the store under test that talks with peers on maps, everything at once.
+type race struct {
+	raceConfig
+	t      *testing.T
+	ours   *signaltest.Peer
+	theirs []*signaltest.Peer
+	locks  []sync.Mutex // a peer does one thing at a time
+	group  types.JID
+	inTurn sync.Mutex // whatsmeow's messageSendLock
+
+	sent, refused, unread, lost atomic.Int64
+
+	mu       sync.Mutex
+	seen     map[place][]byte
+	repeated int
+}
+
+func (r *race) String() string {
+	return fmt.Sprintf("%d sent, %d message keys used twice, %d refused, %d that the peer could not read, %d that we could not",
+		r.sent.Load(), r.repeated, r.refused.Load(), r.unread.Load(), r.lost.Load())
+}
+
+// members are the peers in the group.
+func (r *race) members() []*signaltest.Peer { return r.theirs[:min(3, len(r.theirs))] }
+
+// runRace sends and receives until all is sent.
+func runRace(t *testing.T, ours *signaltest.Peer, cfg raceConfig) *race {
+	r := &race{
+		raceConfig: cfg, t: t, ours: ours, theirs: memoryPeers(cfg.peers), locks: make([]sync.Mutex, cfg.peers),
+		group: types.NewJID("123-456", types.GroupServer), seen: make(map[place][]byte),
+	}
+	for _, p := range r.theirs {
+		signaltest.Meet(t, p, ours)
+	}
+	if cfg.groups {
+		everybody := append(slices.Clone(r.members()), ours)
+		for _, p := range everybody {
+			distribution, err := p.JoinGroup(ctx, r.group)
+			require.NoError(t, err)
+			for _, other := range everybody {
+				if other != p {
+					require.NoError(t, other.Welcome(ctx, r.group, p.Address(), distribution))
+				}
+			}
+		}
+	}
+	var sending, receiving sync.WaitGroup
+	var next atomic.Int64
+	for g := range cfg.senders + cfg.answerers {
+		sending.Go(func() {
+			for i := int(next.Add(1)); i <= cfg.sends; i = int(next.Add(1)) {
+				r.send(i, g >= cfg.senders)
+			}
+		})
+	}
+	stop := make(chan struct{})
+	receiving.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+				r.receive(i)
+			}
+		}
+	})
+	sending.Wait()
+	close(stop)
+	receiving.Wait()
+	return r
+}
+
+func (r *race) send(i int, answer bool) {
+	to := i % r.peers
+	text := fmt.Sprint("out ", i)
+	if r.groups && !answer && i%5 == 0 {
+		r.sendGroup(text)
+		return
+	}
+	var node *waBinary.Node
+	var err error
+	switch {
+	case answer && r.first && i%50 == 0:
+		r.locks[to].Lock() // the peer's bundle
+		node, err = r.ours.Meet(ctx, r.theirs[to], []byte(text))
+		r.locks[to].Unlock()
+	case answer:
+		node, err = r.ours.Answer(ctx, r.theirs[to].Address(), []byte(text))
+	default:
+		var all map[types.JID]*waBinary.Node
+		r.inTurn.Lock()
+		all, err = r.ours.Send(ctx, []types.JID{r.theirs[to].Address()}, []byte(text))
+		r.inTurn.Unlock()
+		node = all[r.theirs[to].Address()]
+	}
+	if !r.left(to, node, err) {
+		return
+	}
+	r.locks[to].Lock()
+	defer r.locks[to].Unlock()
+	if got, err := r.theirs[to].Receive(ctx, r.ours.Address(), node); err != nil || string(got) != text {
+		r.unread.Add(1)
+	}
+}
+
+func (r *race) sendGroup(text string) {
+	r.inTurn.Lock()
+	node, err := r.ours.SendGroup(ctx, r.group, []byte(text))
+	r.inTurn.Unlock()
+	if !r.left(groupMembers, node, err) {
+		return
+	}
+	for i, p := range r.members() {
+		r.locks[i].Lock()
+		if got, err := p.ReceiveGroup(ctx, r.group, r.ours.Address(), node); err != nil || string(got) != text {
+			r.unread.Add(1)
+		}
+		r.locks[i].Unlock()
+	}
+}
+
+// left notes a message that left, and whether its message key had been used.
+func (r *race) left(reader int, node *waBinary.Node, err error) bool {
+	if errors.Is(err, pgstore.ErrMessageKeyUsed) {
+		r.refused.Add(1)
+		return false
+	}
+	if err != nil {
+		r.lost.Add(1)
+		return false
+	}
+	r.sent.Add(1)
+	at, body := placeOf(r.t, reader, node)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old, twice := r.seen[at]; twice && string(old) != string(body) {
+		r.repeated++
+	}
+	r.seen[at] = body
+	return true
+}
+
+func (r *race) receive(i int) {
+	from := i % r.peers
+	text := fmt.Sprint("in ", i)
+	var got []byte
+	var err error
+	if r.groups && i%5 == 0 && from < len(r.members()) {
+		r.locks[from].Lock()
+		node, e := r.theirs[from].SendGroup(ctx, r.group, []byte(text))
+		r.locks[from].Unlock()
+		if err = e; err == nil {
+			got, err = r.ours.ReceiveGroup(ctx, r.group, r.theirs[from].Address(), node)
+		}
+	} else {
+		r.locks[from].Lock()
+		var node *waBinary.Node
+		var e error
+		if r.first && i%50 == 7 {
+			node, e = r.theirs[from].Meet(ctx, r.ours, []byte(text))
+		} else {
+			all, e2 := r.theirs[from].Send(ctx, []types.JID{r.ours.Address()}, []byte(text))
+			node, e = all[r.ours.Address()], e2
+		}
+		r.locks[from].Unlock()
+		if err = e; err == nil {
+			got, err = r.ours.Receive(ctx, r.theirs[from].Address(), node)
+		}
+	}
+	if err != nil || string(got) != text {
+		r.lost.Add(1)
+	}
+}
+
+func TestP4SendingAndReceivingAtOnceUsesNoMessageKeyTwice(t *testing.T) {
+	t.Parallel()
+	behind := func(cfg *pgstore.Config) { cfg.Sends = pgstore.WriteBehind }
+	small := func(cfg *pgstore.Config) { cfg.Sends, cfg.MemoryBudget = pgstore.WriteBehind, 1 }
+	for _, tc := range []struct {
+		name string
+		edit func(*pgstore.Config)
+		peer func(*store.Device) *signaltest.Peer
+		race raceConfig
+		// fewer divides the number of messages.
+		fewer int
+	}{
+		{"one sender", behind, signaltest.NewPeer, raceConfig{peers: 2, senders: 1}, 1},
+		{"retry answers", behind, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1}, 1},
+		{"everything, 2 peers", behind, signaltest.NewPeer, raceConfig{peers: 2, senders: 2, answerers: 2, groups: true, first: true}, 1},
+		{"everything, 50 peers", behind, signaltest.NewPeer, raceConfig{peers: 50, senders: 2, answerers: 2, groups: true, first: true}, 1},
+		{"everything is evicted", small, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1, groups: true, first: true}, 4},
+		{"no event buffer", behind, signaltest.NewUnbufferedPeer, raceConfig{peers: 2, senders: 1, answerers: 1, groups: true, first: true}, 4},
+		{"durable sends", func(*pgstore.Config) {}, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1, groups: true, first: true}, 4},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			c, _ := open(t, tc.edit)
+			tc.race.sends = *raceSends / max(1, tc.fewer)
+			r := runRace(t, tc.peer(pair(t, c.NewDevice())), tc.race)
+			t.Logf("%v; %d merged", r, c.Stats().Merged)
+			require.Zero(t, r.repeated)
+			require.Zero(t, r.unread.Load(), "messages that left and that the peer could not read")
+			require.Zero(t, r.lost.Load(), "messages that we could not read, or sends that failed with another error")
+			require.Positive(t, c.Stats().Merged, "nothing raced, so nothing was shown")
+			require.EqualValues(t, r.refused.Load(), c.Stats().Refused)
+		})
+	}
+}
+
+// The judge fires: on sqlstore the same traffic uses message keys twice.
+func TestSqlstoreUsesMessageKeysTwice(t *testing.T) {
+	t.Parallel()
+	for try := range 5 {
+		s := storetest.New(t, storetest.SqlstorePostgres())
+		r := runRace(t, signaltest.NewPeer(s.Device), raceConfig{peers: 2, sends: 300 * (try + 1), senders: 1, answerers: 1})
+		t.Logf("sqlstore: %v", r)
+		if r.repeated > 0 {
+			return
+		}
+		t.Log("no message key was used twice in this run, trying more")
+	}
+	require.Fail(t, "the judge never fired")
 }

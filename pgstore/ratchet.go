@@ -8,18 +8,25 @@ import (
 
 // Neither whatsmeow nor libsignal locks sends against decrypts: both read a session, change it and put it back, so that what one did is
 // undone by the other. A counter that goes back like that encrypts another message with a key that was used, and the
-// peer drops it. So a Put of a session is checked against what is stored at that moment:
+// peer drops it. So every Put of a session is checked against what is stored at that moment, under the instance's lock (reconcile.go):
 //
-//  1. Nothing came in between (nearly always): what is put is what is stored.
+//  1. Nothing came in between (nearly always): what is put is stored as it is.
 //  2. The Put is a send, and the message key it used was used by another: it is refused with [ErrMessageKeyUsed], before the
-//     second ciphertext leaves. Nothing can be tried again in here: only the caller has the plaintext.
+//     second ciphertext leaves. Nothing can be tried again in here: the message was encrypted before the Put, and only the
+//     caller has its plaintext.
 //  3. Otherwise the two are merged (merge.go) into what they would have left one after the other.
 //
-// Which version a writer had read, and whether it sent or decrypted, is known for what happens in DoDecryptionTxn (a decrypt; the transaction
-// notes what it read) and for PutManySessions (a send). A plain PutSession may be a retry answer, or a decrypt without the event
-// buffer. A send changes nothing of a record but its sending chain key; the fingerprint of all the rest tells which
-// earlier version it had read, and a record with a rest that nobody has seen is a decrypt's. For refusing, doubt means a
-// decrypt.
+// What a writer had read, and whether it sends or decrypts (reads.go): PutManySessions is a send; what happens in DoDecryptionTxn is a
+// decrypt, and the transaction notes what it read. A plain PutSession is a retry answer, a message to our own phone, or a decrypt
+// without the event buffer. A send changes nothing of a record but the sending chain key, so it is one if all the rest is what a
+// plain GetSession handed out a moment ago, or what is stored; else it is a decrypt. So for refusing, doubt means a decrypt.
+//
+// How far a chain has got is in the stored record as long as one of its states has the chain. It is remembered
+// beside the record when the ratchet was stepped over it (past), and when the session was deleted or moved by a migration while somebody
+// may hold it (gone.go). A send on a chain of which nobody knows how far it has got is refused: it was stepped over long ago.
+//
+// Values in the cache are never changed, so that a version is told by its pointer. What is remembered lives as long
+// as the process: who takes an instance has no reader that began before.
 
 // writer says what a Put of a session comes from.
 type writer uint8
@@ -33,25 +40,33 @@ const (
 
 // ratchet is where a session record stands, read without parsing it.
 type ratchet struct {
-	chain   []byte // the sending ratchet key, base64 as in the record
+	session []byte // the current state's base key, which names it, base64 as in the record
+	chain   []byte // the sending ratchet key, likewise
 	counter uint64 // the next message's, so its message key is the first that was not used
 	rest    uint64 // fingerprint of all but the sending chain key
+}
+
+func (r ratchet) sameChain(o ratchet) bool { return bytes.Equal(r.chain, o.chain) }
+
+// sentFrom says whether a record that stands at r is one that stood at o and has sent a message.
+func (r ratchet) sentFrom(o ratchet) bool {
+	return r.rest == o.rest && r.sameChain(o) && r.counter == o.counter+1
 }
 
 var fingerprints = maphash.MakeSeed() // they never leave the process
 
 func fingerprint(b []byte) uint64 { return maphash.Bytes(fingerprints, b) }
 
-// libsignal writes its fields in one order and the current state first, so the first "SenderChain" of a session is the current one.
-// Searching is far cheaper than parsing.
-
-// ratchetOf reads a session record.
+// ratchetOf reads a session record. libsignal writes its fields in one order and the current state first, so the first "SenderChain"
+// of a session is the current one. Searching is far cheaper than parsing.
 func ratchetOf(session []byte) (r ratchet, ok bool) {
-	const senderChain, publicKey, chainKey, index = `"SenderChain":{`, `"SenderRatchetKeyPublic":"`, `"ChainKey":{`, `"Index":`
+	const baseKey, senderChain, publicKey, chainKey, index = `"SenderBaseKey":"`, `"SenderChain":{`, `"SenderRatchetKeyPublic":"`, `"ChainKey":{`, `"Index":`
 	at := bytes.Index(session, []byte(senderChain))
 	if at < 0 {
 		return r, false
 	}
+	_, named, _ := bytes.Cut(session[:at], []byte(baseKey))
+	name, _, _ := bytes.Cut(named, []byte(`"`))
 	tail := session[at:]
 	_, after, ok1 := bytes.Cut(tail, []byte(publicKey))
 	chain, _, ok2 := bytes.Cut(after, []byte(`"`))
@@ -73,32 +88,35 @@ func ratchetOf(session []byte) (r ratchet, ok bool) {
 	hash.SetSeed(fingerprints)
 	_, _ = hash.Write(session[:at+from])
 	_, _ = hash.Write(tail[from+length:])
-	return ratchet{chain: chain, counter: counter, rest: hash.Sum64()}, true
+	return ratchet{session: name, chain: chain, counter: counter, rest: hash.Sum64()}, true
 }
 
-// past is an earlier version of a session: the newest first. It is kept with the session while that is in memory.
+// past is how far sending chains had got that are in a session no more, the newest first.
 type past struct {
-	rest    uint64
-	chain   uint64 // fingerprint of its sending ratchet key
+	chain   uint64 // fingerprint of the sending ratchet key
 	counter uint64
 	prev    *past
 }
 
-// pastLimit is how many decrypts a retry answer may be overtaken by and still be recognized. A send adds no version.
+// pastLimit is over how many steps of the ratchet a send may hold a session; after that it is refused.
 const pastLimit = 32
 
-const pastSize = 40
+const pastSize = 32
 
-// then is the past of a record that follows one that stood at r.
-func (p *past) then(r ratchet) *past {
-	newest := &past{rest: r.rest, chain: fingerprint(r.chain), counter: r.counter}
+// then is the past after one more chain has gone. Who holds the older past is not disturbed.
+func (p *past) then(chain, counter uint64) *past {
+	newest := &past{chain: chain, counter: counter}
 	last := newest
-	for n := 1; p != nil && n < pastLimit; p, n = p.prev, n+1 { // a copy, so that what is forgotten is freed
-		node := *p
-		node.prev = nil
-		last.prev = &node
-		last = &node
+	for n := 1; p != nil && n < pastLimit; p = p.prev {
+		if p.chain != chain {
+			node := *p
+			last.prev, last = &node, &node
+			n++
+		} else {
+			newest.counter = max(newest.counter, p.counter)
+		}
 	}
+	last.prev = nil
 	return newest
 }
 
@@ -109,24 +127,12 @@ func (p *past) size() (n int) {
 	return n
 }
 
-// version finds the version with that rest and sending chain.
-func (p *past) version(r ratchet) bool {
-	chain := fingerprint(r.chain)
+// reached is how far a chain had got.
+func (p *past) reached(chain uint64) (counter uint64, known bool) {
 	for ; p != nil; p = p.prev {
-		if p.rest == r.rest && p.chain == chain {
-			return true
+		if p.chain == chain {
+			return p.counter, true
 		}
 	}
-	return false
-}
-
-// furthest is the highest counter that a chain is known to have reached.
-func (p *past) furthest(chain []byte) (counter uint64, known bool) {
-	of := fingerprint(chain)
-	for ; p != nil; p = p.prev {
-		if p.chain == of {
-			counter, known = max(counter, p.counter), true
-		}
-	}
-	return counter, known
+	return 0, false
 }

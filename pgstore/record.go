@@ -12,13 +12,14 @@ import (
 // first use, since a restart loads thousands of records and uses a few.
 type recordValue struct {
 	form  atomic.Pointer[recordForm]
-	past  *past       // of a session: its earlier versions, as far as they were put since it came into memory
+	past  *past       // of a session: the chains that the ratchet was stepped over since it came into memory
 	aside atomic.Bool // it cannot be read, and somebody is setting it aside
 }
 
 type recordForm struct {
 	json   []byte // the data column, or nil once decoded
 	record []byte
+	at     *ratchet // of a session, once asked for
 }
 
 type recordJSON struct {
@@ -59,6 +60,27 @@ func (v *recordValue) bytes() ([]byte, error) {
 	return record, nil
 }
 
+// ratchet says where a session stands; false for a record that is none, or no record.
+func (v *recordValue) ratchet() (ratchet, bool) {
+	if v == nil {
+		return ratchet{}, false
+	}
+	data, err := v.bytes()
+	if err != nil {
+		return ratchet{}, false
+	}
+	form := v.form.Load()
+	if form.at == nil {
+		at, ok := ratchetOf(data)
+		if !ok {
+			return ratchet{}, false
+		}
+		form = &recordForm{record: data, at: &at}
+		v.form.Store(form)
+	}
+	return *form.at, true
+}
+
 func (v *recordValue) same(o *recordValue) bool {
 	a, b := v.form.Load(), o.form.Load()
 	return a.json == nil && b.json == nil && bytes.Equal(a.record, b.record)
@@ -79,7 +101,7 @@ func (v *recordValue) MarshalJSON() ([]byte, error) {
 
 func (v *recordValue) size() int {
 	form := v.form.Load()
-	return 56 + len(form.json) + len(form.record) + v.past.size()
+	return 64 + len(form.json) + len(form.record) + v.past.size()
 }
 
 // looksLikeRecord is a cheap check that libsignal would not panic on a record: a session has a sending chain in its

@@ -41,23 +41,22 @@ func (s *deviceStore) IsTrustedIdentity(ctx context.Context, address string, key
 	return !ok || bytes.Equal(old.Value, key[:]), nil
 }
 
-// record reads a session or a sender key; nil if there is none. One that cannot be read counts as none: the client would
-// otherwise leave that device out of every message for ever.
-func (s *deviceStore) record(ctx context.Context, k cache.Key) ([]byte, error) {
+// record reads a session or a sender key; nil if there is none.
+func (s *deviceStore) record(ctx context.Context, k cache.Key) (*recordValue, error) {
 	v, ok, err := s.get(ctx, k)
 	if err != nil {
 		return nil, err
 	}
-	rec, ok := found[*recordValue](v, ok)
-	noteRead(ctx, k, rec)
-	if !ok {
-		return nil, nil
-	}
-	return s.readable(k, rec), nil
+	rec, _ := found[*recordValue](v, ok)
+	return rec, nil
 }
 
-// readable returns a copy of a record, or nil, and sets the row aside, if it is none.
+// readable returns a copy of a record; nil for none. One that cannot be read counts as none and its row is set aside: the client would
+// otherwise leave that device out of every message for ever.
 func (s *deviceStore) readable(k cache.Key, rec *recordValue) []byte {
+	if rec == nil {
+		return nil
+	}
 	data, err := rec.bytes()
 	if err != nil {
 		if rec.aside.CompareAndSwap(false, true) {
@@ -66,6 +65,24 @@ func (s *deviceStore) readable(k cache.Key, rec *recordValue) []byte {
 		return nil
 	}
 	return bytes.Clone(data)
+}
+
+// handOut is what a reader gets who may put what he makes of it.
+func (s *deviceStore) handOut(ctx context.Context, k cache.Key) ([]byte, error) {
+	rec, err := s.record(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	in, err := s.instance(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := s.readable(k, rec)
+	if out == nil {
+		rec = nil
+	}
+	in.noteRead(ctx, k, rec)
+	return out, nil
 }
 
 // setAside moves a record that cannot be read to where a person can look at it, unless it was replaced meanwhile. The
@@ -100,13 +117,14 @@ func (s *deviceStore) setAside(ctx context.Context, k cache.Key, rec *recordValu
 
 // GetSession implements [store.SessionStore].
 func (s *deviceStore) GetSession(ctx context.Context, address string) ([]byte, error) {
-	return s.record(ctx, newKey(typeSession, address))
+	return s.handOut(ctx, newKey(typeSession, address))
 }
 
 // HasSession implements [store.SessionStore].
 func (s *deviceStore) HasSession(ctx context.Context, address string) (bool, error) {
-	session, err := s.GetSession(ctx, address)
-	return session != nil, err
+	k := newKey(typeSession, address)
+	rec, err := s.record(ctx, k)
+	return s.readable(k, rec) != nil, err
 }
 
 // GetManySessions implements [store.SessionStore]: an entry for every address, nil for those without a session.
@@ -132,8 +150,8 @@ func (s *deviceStore) GetManySessions(ctx context.Context, addresses []string) (
 	return sessions, nil
 }
 
-// PutSession implements [store.SessionStore]. If it is that of a send and its message key was used, it is [ErrMessageKeyUsed]. Outside of DoDecryptionTxn it may be a send (a
-// retry answer, a message to our own phone): then it waits as [Config].Sends says.
+// PutSession implements [store.SessionStore]. Outside of DoDecryptionTxn it may be a send (a retry answer, a message to our own phone): then it
+// waits as [Config].Sends says, and if another send has used its message key meanwhile it is [ErrMessageKeyUsed], and nothing is stored.
 func (s *deviceStore) PutSession(ctx context.Context, address string, session []byte) error {
 	if len(session) == 0 {
 		return invalid("session is empty")
@@ -142,25 +160,43 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 	if err != nil {
 		return err
 	}
-	k := newKey(typeSession, address)
+	k, put := newKey(typeSession, address), newRecord(session)
+	var from source
 	wait := patienceNone
 	if in.transactionOf(ctx) == nil {
-		old, err := s.record(ctx, k)
+		from = in.madeOf(k, put)
+		old := from.base
+		if !from.known {
+			old, err = s.record(ctx, k)
+		}
 		switch {
-		case err != nil || sendingAdvanced(old, session): // doubt means a send, and an advance must not be lost
+		case err != nil || sendingAdvanced(old, put): // doubt means a send, and an advance must not be lost
 			wait = s.sendPatience()
-		case sameSendingChain(old, session):
+		case sameSendingChain(old, put):
 			s.warnUnbuffered(in)
 		}
 	}
-	return in.putRecords(ctx, wait, writerUnknown, map[cache.Key][]byte{k: session})
+	return in.putRecords(ctx, wait, from, map[cache.Key]*recordValue{k: put})
 }
 
-// sameSendingChain says whether neither chain nor counter changed: with the rest, the session of a decryption.
-func sameSendingChain(old, next []byte) bool {
-	now, ok := ratchetOf(next)
-	before, oldOK := ratchetOf(old)
-	return ok && oldOK && now.counter == before.counter && bytes.Equal(now.chain, before.chain)
+// sameSendingChain says whether neither chain nor counter changed: with the rest, the session of a decrypt.
+func sameSendingChain(old, next *recordValue) bool {
+	now, ok := next.ratchet()
+	before, oldOK := old.ratchet()
+	return ok && oldOK && now.counter == before.counter && now.sameChain(before)
+}
+
+// sendingAdvanced says whether the sending counter of the current state grew. A new chain at
+// counter 0 has not been used. What cannot be read counts as a send.
+func sendingAdvanced(old, next *recordValue) bool {
+	now, ok := next.ratchet()
+	if !ok {
+		return true
+	}
+	if before, ok := old.ratchet(); ok && now.sameChain(before) {
+		return now.counter > before.counter
+	}
+	return now.counter > 0
 }
 
 // warnUnbuffered says once that a decryption came outside of DoDecryptionTxn although DurableAcks is on.
@@ -171,22 +207,20 @@ func (s *deviceStore) warnUnbuffered(in *instance) {
 }
 
 // PutManySessions implements [store.SessionStore]. The client calls it when it has encrypted and before the message leaves. If
-// another message used the message key of one session meanwhile, it is [ErrMessageKeyUsed], and nothing is stored.
+// another send has used the message key of one session meanwhile, it is [ErrMessageKeyUsed], and none of them is stored.
 func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][]byte) error {
-	for _, session := range sessions {
+	records := make(map[cache.Key]*recordValue, len(sessions))
+	for address, session := range sessions {
 		if len(session) == 0 {
 			return invalid("session is empty")
 		}
+		records[newKey(typeSession, address)] = newRecord(session)
 	}
 	in, err := s.instance(ctx)
 	if err != nil {
 		return err
 	}
-	records := make(map[cache.Key][]byte, len(sessions))
-	for address, session := range sessions {
-		records[newKey(typeSession, address)] = session
-	}
-	return in.putRecords(ctx, s.sendPatience(), writerSend, records)
+	return in.putRecords(ctx, s.sendPatience(), source{by: writerSend}, records)
 }
 
 func (s *deviceStore) sendPatience() patience {
@@ -194,19 +228,6 @@ func (s *deviceStore) sendPatience() patience {
 		return patienceDurable
 	}
 	return patienceNone
-}
-
-// sendingAdvanced says whether the sending counter of the current state grew. A new chain at
-// counter 0 has not been used. What cannot be read counts as a send.
-func sendingAdvanced(old, next []byte) bool {
-	now, ok := ratchetOf(next)
-	if !ok {
-		return true
-	}
-	if before, ok := ratchetOf(old); ok && bytes.Equal(now.chain, before.chain) {
-		return now.counter > before.counter
-	}
-	return now.counter > 0
 }
 
 // DeleteAllSessions implements [store.SessionStore]: of the addresses "phone:*", exactly.
@@ -219,18 +240,19 @@ func (s *deviceStore) DeleteSession(ctx context.Context, address string) error {
 	return s.removeSessions(ctx, one(keyID(address)))
 }
 
-// removeSessions deletes sessions and remembers their chains: a send that still holds one must not bring it back.
+// removeSessions deletes sessions. A send that still holds one does not bring it back.
 func (s *deviceStore) removeSessions(ctx context.Context, ids func(*view) []string) error {
 	in, err := s.instance(ctx)
 	if err != nil {
 		return err
 	}
-	return s.remove(ctx, typeSession, func(v *view) []string {
-		found := ids(v)
-		for _, id := range found {
-			in.noteGone(v, cache.Key{Type: typeSession, ID: id}, cache.Key{})
+	return in.write(ctx, patienceNone, func(v *view) error {
+		for _, id := range ids(v) {
+			if err := in.removeRecord(v, cache.Key{Type: typeSession, ID: id}, cache.Key{}); err != nil {
+				return err
+			}
 		}
-		return found
+		return nil
 	})
 }
 
@@ -250,20 +272,19 @@ func (s *deviceStore) MigratePNToLID(ctx context.Context, pn, lid types.JID) err
 		return nil
 	}
 	// Nearly always there is nothing to move: then a reader's lock is enough.
-	there := 0
+	there, tx := 0, in.transactionOf(ctx)
 	if err = in.read(ctx, func(v *view) error { there = len(addressesOf(v, from)); return nil }); err != nil {
 		return err
 	}
 	if there > 0 {
 		if err = in.write(ctx, patienceNone, func(v *view) error {
 			for _, k := range addressesOf(v, from) {
-				if value, ok := v.Get(k); ok {
-					target := cache.Key{Type: k.Type, ID: escapeID(to) + k.ID[len(escapeID(from)):]}
-					in.noteGone(v, k, target)
-					v.Delete(k)
-					if err := in.move(v, target, value); err != nil {
-						return err
-					}
+				target := cache.Key{Type: k.Type, ID: escapeID(to) + k.ID[len(escapeID(from)):]}
+				if err := in.move(v, k, target); err != nil {
+					return err
+				}
+				if tx != nil {
+					tx.noteMove(k, target)
 				}
 			}
 			return nil
@@ -272,7 +293,7 @@ func (s *deviceStore) MigratePNToLID(ctx context.Context, pn, lid types.JID) err
 		}
 		s.c.cfg.Logger.Debug("pgstore: migrated phone number to LID", "instance", s.id, "moved", there)
 	}
-	if in.transactionOf(ctx) == nil { // one that is open may still be rolled back
+	if tx == nil { // one that is open may still be rolled back
 		in.mu.Lock()
 		in.mu.migrated[from] = to
 		in.mu.Unlock()
@@ -299,20 +320,33 @@ func (s *deviceStore) PutSenderKey(ctx context.Context, group, user string, sess
 	if len(session) == 0 {
 		return invalid("sender key is empty")
 	}
-	k := senderKeyKey(group, user)
-	wait := patienceNone
-	if own, err := s.ownAddress(ctx, user); err != nil {
+	in, err := s.instance(ctx)
+	if err != nil {
 		return err
-	} else if own {
-		in, err := s.instance(ctx)
-		if err != nil {
-			return err
-		}
-		return in.putRecords(ctx, s.sendPatience(), writerSend, map[cache.Key][]byte{k: session})
-	} else if old, err := s.record(ctx, k); err != nil || !bytes.Equal(senderKeyID(old), senderKeyID(session)) {
-		wait = patienceOutage
 	}
-	return s.put(ctx, wait, k, newRecord(session))
+	own, err := s.ownAddress(ctx, user)
+	if err != nil {
+		return err
+	}
+	k, put := senderKeyKey(group, user), newRecord(session)
+	from, wait := source{by: writerSend}, s.sendPatience()
+	if !own {
+		old, err := s.record(ctx, k)
+		from, wait = in.madeOf(k, put), patienceNone
+		if err != nil || !sameSenderKeyID(old, session) {
+			wait = patienceOutage
+		}
+	}
+	return in.putRecords(ctx, wait, from, map[cache.Key]*recordValue{k: put})
+}
+
+// sameSenderKeyID says whether no new key was distributed.
+func sameSenderKeyID(old *recordValue, next []byte) bool {
+	if old == nil {
+		return false
+	}
+	data, err := old.bytes()
+	return err == nil && bytes.Equal(senderKeyID(data), senderKeyID(next))
 }
 
 // ownAddress says whether a Signal address is this device's, as phone number or as LID.
@@ -331,5 +365,12 @@ func (s *deviceStore) ownAddress(ctx context.Context, address string) (bool, err
 
 // GetSenderKey implements [store.SenderKeyStore].
 func (s *deviceStore) GetSenderKey(ctx context.Context, group, user string) ([]byte, error) {
-	return s.record(ctx, senderKeyKey(group, user))
+	k := senderKeyKey(group, user)
+	if own, err := s.ownAddress(ctx, user); err != nil {
+		return nil, err
+	} else if !own {
+		return s.handOut(ctx, k)
+	}
+	rec, err := s.record(ctx, k) // our own is put by sends, which tell by the record alone
+	return s.readable(k, rec), err
 }

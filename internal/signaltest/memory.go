@@ -3,10 +3,12 @@ package signaltest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"maps"
 	"sync"
 	"time"
 
+	"go.mau.fi/libsignal/state/record"
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/util/keys"
@@ -84,8 +86,27 @@ func (m *Memory) GetManySessions(_ context.Context, addresses []string) (map[str
 func (m *Memory) PutSession(_ context.Context, address string, session []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.sessions[address] = bytes.Clone(session)
+	m.sessions[address] = bytes.Clone(withoutNeedlessSteps(m.sessions[address], session))
 	return nil
+}
+
+// withoutNeedlessSteps does what phones do and Go's libsignal does not: an attempt to decrypt with a state that is not the right
+// one leaves that state as it was. Nothing else changes a state that is archived.
+func withoutNeedlessSteps(old, session []byte) []byte {
+	var before, after record.SessionStructure
+	if json.Unmarshal(old, &before) != nil || json.Unmarshal(session, &after) != nil || len(after.PreviousStates) == 0 {
+		return session
+	}
+	for i, archived := range after.PreviousStates {
+		for _, was := range append([]*record.StateStructure{before.SessionState}, before.PreviousStates...) {
+			if bytes.Equal(was.SenderBaseKey, archived.SenderBaseKey) {
+				after.PreviousStates[i] = was
+				break
+			}
+		}
+	}
+	mended, _ := json.Marshal(after) // it was JSON
+	return mended
 }
 
 // PutManySessions implements [store.SessionStore].

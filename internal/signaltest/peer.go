@@ -44,16 +44,22 @@ func Number() string {
 
 // Peer is a device with the client's code around it.
 type Peer struct {
-	Device *store.Device
-	client *whatsmeow.DangerousInternalClient
+	Device   *store.Device
+	client   *whatsmeow.DangerousInternalClient
+	buffered bool
 }
 
 // NewPeer makes a peer of a saved device, with the client's event buffer in use.
-func NewPeer(d *store.Device) *Peer {
+func NewPeer(d *store.Device) *Peer { return newPeer(d, true) }
+
+// NewUnbufferedPeer makes a peer that decrypts outside of transactions, as a client does without EnableDecryptedEventBuffer.
+func NewUnbufferedPeer(d *store.Device) *Peer { return newPeer(d, false) }
+
+func newPeer(d *store.Device, buffered bool) *Peer {
 	client := whatsmeow.NewClient(d, nil)
-	client.EnableDecryptedEventBuffer = true
+	client.EnableDecryptedEventBuffer = buffered
 	//nolint:staticcheck // deprecated to warn off bots; this is what it is for
-	return &Peer{Device: d, client: client.DangerousInternals()}
+	return &Peer{Device: d, client: client.DangerousInternals(), buffered: buffered}
 }
 
 // Address is where others send to: the LID.
@@ -111,7 +117,15 @@ func (p *Peer) Receive(ctx context.Context, from types.JID, node *waBinary.Node)
 	if err != nil {
 		return nil, err
 	}
-	return plaintext, p.Device.EventBuffer.ClearBufferedEventPlaintext(ctx, *hash)
+	return plaintext, p.processed(ctx, hash)
+}
+
+// processed is what the client does between the handler and the acknowledgement.
+func (p *Peer) processed(ctx context.Context, hash *[32]byte) error {
+	if !p.buffered {
+		return nil
+	}
+	return p.Device.EventBuffer.ClearBufferedEventPlaintext(ctx, *hash)
 }
 
 // JoinGroup is the distribution message of the peer's own sender key, made if there is none.
@@ -153,7 +167,7 @@ func (p *Peer) ReceiveGroup(ctx context.Context, group, from types.JID, node *wa
 	if err != nil {
 		return nil, err
 	}
-	return plaintext, p.Device.EventBuffer.ClearBufferedEventPlaintext(ctx, *hash)
+	return plaintext, p.processed(ctx, hash)
 }
 
 func (p *Peer) builder() *groups.SessionBuilder {
