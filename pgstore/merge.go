@@ -296,16 +296,22 @@ func mergeReceiverChain(a, b *chainState) *chainState {
 
 // mergeSkipped merges the skipped keys of two versions of a chain, which have got to next messages nextA and nextB.
 func mergeSkipped[K any](a, b []K, nextA, nextB uint32, index func(K) uint32) []K {
-	has := func(keys []K, i uint32) bool {
-		return slices.ContainsFunc(keys, func(k K) bool { return index(k) == i })
+	held := func(keys []K) map[uint32]bool {
+		indexes := make(map[uint32]bool, len(keys))
+		for _, key := range keys {
+			indexes[index(key)] = true
+		}
+		return indexes
 	}
+	inA, inB, inOut := held(a), held(b), make(map[uint32]bool)
 	out := []K{}
 	for _, key := range slices.Concat(a, b) {
 		i := index(key)
-		if !has(out, i) && (i >= nextA || has(a, i)) && (i >= nextB || has(b, i)) {
+		if !inOut[i] && (i >= nextA || inA[i]) && (i >= nextB || inB[i]) {
+			inOut[i] = true
 			out = append(out, key)
 		}
 	}
-	slices.SortStableFunc(out, func(x, y K) int { return cmp.Compare(index(x), index(y)) })
+	slices.SortFunc(out, func(x, y K) int { return cmp.Compare(index(x), index(y)) })
 	return out[max(0, len(out)-maxSkippedKeys):]
 }

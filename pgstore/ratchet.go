@@ -98,8 +98,9 @@ type past struct {
 	prev    *past
 }
 
-// pastLimit is over how many steps of the ratchet a send may hold a session; after that it is refused.
-const pastLimit = 32
+// pastLimit is over how many steps of the ratchet a send may hold a session; after that it is refused. A receiver keeps the
+// chains of its last five steps, so it could not read more.
+const pastLimit = maxReceiverChains - 1
 
 const pastSize = 32
 

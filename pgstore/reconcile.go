@@ -111,6 +111,9 @@ func (in *instance) putSession(v *view, k cache.Key, session *recordValue, from 
 	out := newRecord(result)
 	out.past = left
 	v.Put(k, out)
+	if from.undisturbed(stored) {
+		return 0, nil // an archived state was promoted, nothing raced
+	}
 	return 1, nil
 }
 
