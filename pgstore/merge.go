@@ -45,7 +45,7 @@ type (
 	chainState    = record.ChainStructure
 )
 
-// parseSession reads a session that libsignal would not panic on.
+// parseSession reads a session that has all its parts.
 func parseSession(data []byte) (*sessionRecord, error) {
 	parsed := new(sessionRecord)
 	if json.Unmarshal(data, parsed) != nil {
@@ -65,7 +65,12 @@ func parseSession(data []byte) (*sessionRecord, error) {
 }
 
 // encodeSession writes a session as libsignal does, so that what it makes of this differs in nothing but what it changed.
-func encodeSession(r *sessionRecord) ([]byte, error) {
+func encodeSession(r *sessionRecord) (encoded []byte, err error) {
+	defer func() {
+		if recover() != nil { // libsignal does on keys of the wrong length
+			encoded, err = nil, errUnreadable
+		}
+	}()
 	session, err := record.NewSessionFromStructure(r, store.SignalProtobufSerializer.Session, store.SignalProtobufSerializer.State)
 	if err != nil {
 		return nil, errUnreadable

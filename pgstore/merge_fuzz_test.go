@@ -1,0 +1,271 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	groups "go.mau.fi/libsignal/groups/state/record"
+	"go.mau.fi/libsignal/state/record"
+	waBinary "go.mau.fi/whatsmeow/binary"
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
+)
+
+// couple is a device and a peer on maps, whose records are made by libsignal.
+type couple struct {
+	t            *testing.T
+	ours, theirs *signaltest.Peer
+	group        types.JID
+}
+
+func newCouple(t *testing.T) *couple {
+	fresh := func() *signaltest.Peer {
+		return signaltest.NewUnbufferedPeer(signaltest.NewMemoryDevice(new(Container).NewDevice()))
+	}
+	c := &couple{t: t, ours: fresh(), theirs: fresh(), group: types.NewJID("1-2", types.GroupServer)}
+	signaltest.Meet(t, c.theirs, c.ours)
+	for _, p := range [][2]*signaltest.Peer{{c.ours, c.theirs}, {c.theirs, c.ours}} {
+		distribution, err := p[0].JoinGroup(context.Background(), c.group)
+		require.NoError(t, err)
+		require.NoError(t, p[1].Welcome(context.Background(), c.group, p[0].Address(), distribution))
+	}
+	return c
+}
+
+func (c *couple) session() []byte {
+	session, err := c.ours.Device.Sessions.GetSession(context.Background(), c.theirs.Address().SignalAddress().String())
+	require.NoError(c.t, err)
+	return session
+}
+
+func (c *couple) setSession(session []byte) {
+	require.NoError(c.t, c.ours.Device.Sessions.PutSession(context.Background(), c.theirs.Address().SignalAddress().String(), nil))
+	require.NoError(c.t, c.ours.Device.Sessions.PutSession(context.Background(), c.theirs.Address().SignalAddress().String(), session))
+}
+
+// letters are messages of the peer that wait to be read.
+type letters []*waBinary.Node
+
+func (c *couple) write(anew bool) *waBinary.Node {
+	if anew {
+		node, err := c.theirs.Meet(context.Background(), c.ours, []byte("x"))
+		require.NoError(c.t, err)
+		return node
+	}
+	all, err := c.theirs.Send(context.Background(), []types.JID{c.ours.Address()}, []byte("x"))
+	require.NoError(c.t, err)
+	return all[c.ours.Address()]
+}
+
+// live does to our session what the bytes say, and returns what has become of it.
+func (c *couple) live(base []byte, waiting letters, ops []byte) []byte {
+	ctx := context.Background()
+	c.setSession(base)
+	for _, op := range ops {
+		switch op % 6 {
+		case 0, 1: // send; sometimes the peer reads it, and what it writes then steps our ratchet
+			all, err := c.ours.Send(ctx, []types.JID{c.theirs.Address()}, []byte("x"))
+			require.NoError(c.t, err)
+			if op%12 < 6 {
+				if _, err = c.theirs.Receive(ctx, c.ours.Address(), all[c.theirs.Address()]); err == nil {
+					waiting = append(waiting, c.write(false))
+				}
+			}
+		case 2, 3, 4: // read one of what waits, in any order; what was read already fails, and changes nothing
+			if len(waiting) > 0 {
+				_, _ = c.ours.Receive(ctx, c.theirs.Address(), waiting[int(op/6)%len(waiting)])
+			}
+		case 5: // a new session of ours
+			_, err := c.ours.Meet(ctx, c.theirs, []byte("x"))
+			require.NoError(c.t, err)
+		}
+	}
+	return c.session()
+}
+
+// receiving finds a receiving chain in a record by its state and ratchet key.
+func receiving(r *sessionRecord, st *sessionState, chain *chainState) *chainState {
+	if in := find(r, st); in != nil {
+		for _, c := range in.ReceiverChains {
+			if sameChain(c, chain) {
+				return c
+			}
+		}
+	}
+	return nil
+}
+
+// used says whether a chain's message key was used in one version of it; not if there is none.
+func used(chain *chainState, index uint32) bool {
+	if chain == nil || index >= chain.ChainKey.Index {
+		return false
+	}
+	for _, k := range chain.MessageKeys {
+		if k.Index == index {
+			return false
+		}
+	}
+	return true
+}
+
+func requireMerged(t *testing.T, result []byte, left *past, stored, written []byte) {
+	_, err := record.NewSessionFromBytes(result, store.SignalProtobufSerializer.Session, store.SignalProtobufSerializer.State)
+	require.NoError(t, err, "libsignal cannot read what was merged")
+	merged, err := parseSession(result)
+	require.NoError(t, err)
+	s, err := parseSession(stored)
+	require.NoError(t, err)
+	w, err := parseSession(written)
+	require.NoError(t, err)
+	kept := sendingChains(merged)
+	for chain, counter := range sendingChains(s) {
+		reached, ok := kept[chain]
+		if !ok {
+			reached, ok = left.reached(fingerprint([]byte(chain)))
+			require.True(t, ok, "a sending chain that was stored is forgotten")
+		}
+		require.GreaterOrEqual(t, reached, counter, "a sending chain went back")
+	}
+	for chain, counter := range sendingChains(w) {
+		if reached, ok := kept[chain]; ok {
+			require.GreaterOrEqual(t, reached, counter, "a sending chain went back")
+		}
+	}
+	for _, st := range statesOf(merged) {
+		for _, chain := range st.ReceiverChains {
+			a, b := receiving(s, st, chain), receiving(w, st, chain)
+			for _, from := range []*chainState{a, b} {
+				if from != nil {
+					require.GreaterOrEqual(t, chain.ChainKey.Index, from.ChainKey.Index, "a receiving chain went back")
+				}
+			}
+			for _, key := range chain.MessageKeys {
+				require.False(t, used(a, key.Index) && used(b, key.Index), "a message key that both had used came back")
+			}
+		}
+	}
+}
+
+// FuzzP4MergedSessions merges two descendants of one record, each made by libsignal with random messages.
+func FuzzP4MergedSessions(f *testing.F) {
+	f.Add([]byte{0}, []byte{1, 2}, []byte{0})
+	f.Add([]byte{2, 0, 6}, []byte{2, 8, 14, 0}, []byte{5, 0, 3})
+	f.Add([]byte{5, 5, 2}, []byte{0, 4, 10, 0, 2}, []byte{2, 8, 8, 0, 0, 14})
+	f.Add([]byte{}, []byte{2}, []byte{8})
+	f.Fuzz(func(t *testing.T, before, one, other []byte) {
+		const most = 12
+		c := newCouple(t)
+		base := c.live(c.session(), nil, before[:min(len(before), most)])
+		var waiting letters
+		for i := range 6 {
+			waiting = append(waiting, c.write(i == 3))
+		}
+		stored := c.live(base, waiting, one[:min(len(one), most)])
+		decrypted := c.live(base, waiting, other[:min(len(other), most)])
+		sent := c.live(base, waiting, []byte{byte(5 * (len(other) % 2))}) // one message, sometimes on a new session
+		for by, written := range map[writer][]byte{writerSend: sent, writerDecrypt: decrypted, writerMigration: decrypted} {
+			result, left, err := mergeRecords(stored, written, source{by: by}, nil)
+			if by == writerSend && errors.Is(err, ErrMessageKeyUsed) {
+				continue
+			}
+			require.NoError(t, err)
+			requireMerged(t, result, left, stored, written)
+		}
+	})
+}
+
+// liveGroup is live for the peer's sender key.
+func (c *couple) liveGroup(base []byte, waiting letters, ops []byte) []byte {
+	ctx := context.Background()
+	group, address := c.group.String(), c.theirs.Address().SignalAddress().String()
+	require.NoError(c.t, c.ours.Device.SenderKeys.PutSenderKey(ctx, group, address, base))
+	for _, op := range ops {
+		_, _ = c.ours.ReceiveGroup(ctx, c.group, c.theirs.Address(), waiting[int(op)%len(waiting)])
+	}
+	key, err := c.ours.Device.SenderKeys.GetSenderKey(ctx, group, address)
+	require.NoError(c.t, err)
+	return key
+}
+
+func usedInGroup(r *senderKeyRecord, st *senderKeyState, iteration uint32) bool {
+	for _, s := range r.SenderKeyStates {
+		if !sameSenderKey(s, st) {
+			continue
+		}
+		for _, k := range s.Keys {
+			if k.Iteration == iteration {
+				return false
+			}
+		}
+		return iteration < s.SenderChainKey.Iteration
+	}
+	return false
+}
+
+// FuzzP4MergedSenderKeys merges two descendants of somebody's sender key.
+func FuzzP4MergedSenderKeys(f *testing.F) {
+	f.Add([]byte{0}, []byte{1, 2}, []byte{5})
+	f.Add([]byte{3}, []byte{1, 0}, []byte{0, 2, 1})
+	f.Fuzz(func(t *testing.T, before, one, other []byte) {
+		const most = 12
+		c := newCouple(t)
+		ctx := context.Background()
+		var waiting letters
+		for range 8 {
+			node, err := c.theirs.SendGroup(ctx, c.group, []byte("x"))
+			require.NoError(t, err)
+			waiting = append(waiting, node)
+		}
+		base, err := c.ours.Device.SenderKeys.GetSenderKey(ctx, c.group.String(), c.theirs.Address().SignalAddress().String())
+		require.NoError(t, err)
+		base = c.liveGroup(base, waiting, before[:min(len(before), most)])
+		stored, err := parseSenderKey(c.liveGroup(base, waiting, one[:min(len(one), most)]))
+		require.NoError(t, err)
+		written, err := parseSenderKey(c.liveGroup(base, waiting, other[:min(len(other), most)]))
+		require.NoError(t, err)
+		merged, err := mergeSenderKeys(stored, written, writerDecrypt)
+		require.NoError(t, err)
+		_, err = groups.NewSenderKeyFromStruct(merged, store.SignalProtobufSerializer.SenderKeyRecord, store.SignalProtobufSerializer.SenderKeyState)
+		require.NoError(t, err)
+		for i, st := range merged.SenderKeyStates {
+			require.GreaterOrEqual(t, st.SenderChainKey.Iteration, stored.SenderKeyStates[i].SenderChainKey.Iteration)
+			require.GreaterOrEqual(t, st.SenderChainKey.Iteration, written.SenderKeyStates[i].SenderChainKey.Iteration)
+			for _, k := range st.Keys {
+				require.False(t, usedInGroup(stored, st, k.Iteration) || usedInGroup(written, st, k.Iteration), "a message key that was used came back")
+			}
+		}
+	})
+}
+
+// FuzzP10MergingAnything gives the merge records of nobody's making.
+func FuzzP10MergingAnything(f *testing.F) {
+	seed := func() []byte {
+		c := newCouple(new(testing.T))
+		return c.session()
+	}
+	whole := seed()
+	f.Add(whole, whole)
+	f.Add([]byte(`{"SessionState":{"SenderChain":{"SenderRatchetKeyPublic":"cmF0Y2hldA==","ChainKey":{"Key":"a2V5","Index":1}}},"PreviousStates":[]}`), whole)
+	f.Add([]byte(`{"SessionState":null}`), []byte(`{"SenderKeyStates":[{"SenderChainKey":{}}]}`))
+	f.Fuzz(func(t *testing.T, stored, written []byte) {
+		for _, by := range []writer{writerSend, writerDecrypt, writerMigration} {
+			_, _, err := mergeRecords(stored, written, source{by: by}, nil)
+			if err != nil {
+				require.True(t, errors.Is(err, errUnreadable) || errors.Is(err, ErrMessageKeyUsed), "%v", err)
+			}
+		}
+		beganOn(stored, written)
+		old, err := parseSenderKey(stored)
+		if err != nil {
+			return
+		}
+		put, err := parseSenderKey(written)
+		if err == nil {
+			_, _ = mergeSenderKeys(old, put, writerDecrypt)
+		}
+	})
+}
