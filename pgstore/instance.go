@@ -28,6 +28,7 @@ type instance struct {
 
 	preKeys    sync.Mutex  // held while pre-keys are made
 	unbuffered atomic.Bool // the warning of warnUnbuffered was given
+	transacted atomic.Bool // the client decrypts in transactions
 
 	mu struct {
 		sync.Mutex
@@ -36,6 +37,7 @@ type instance struct {
 		migrated  map[string]string                // PN user → LID user, once durable in memory order
 		gone      map[cache.Key]*gone              // deleted and moved records that somebody may still hold
 		reads     map[cache.Key][]readRecord       // records that a plain Put may be made of
+		turns     []*turn                          // sends that hold sessions
 		swept     time.Time                        // when reads that nothing came of were last forgotten
 		handedOut []uint32                         // ids of the last answer of GetOrGenPreKeys
 		pruned    time.Time                        // when outgoing events were last pruned
@@ -320,6 +322,7 @@ func (in *instance) transact(ctx context.Context, fn func(context.Context) error
 	if in.transactionOf(ctx) != nil {
 		return fn(ctx)
 	}
+	in.transacted.Store(true)
 	tx := &transaction{in: in}
 	in.mu.Lock()
 	in.mu.open[tx] = struct{}{}

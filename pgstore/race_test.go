@@ -20,7 +20,7 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
-var raceSends = flag.Int("race.sends", 2000, "messages that each test of sending and receiving at once sends; the long form is 100000")
+var raceSends = flag.Int("race.sends", 1000, "messages that each test of sending and receiving at once sends; the long form is 100000")
 
 // place is where a message stands on the wire: whose it is to read, its sending chain and its counter. Two ciphertexts at one place were
 // encrypted with one message key.
@@ -86,7 +86,7 @@ type raceConfig struct {
 // race is a device on the store under test that talks with peers on maps, everything at once.
 type race struct {
 	raceConfig
-	t      *testing.T
+	t      testing.TB
 	ours   *signaltest.Peer
 	theirs []*signaltest.Peer
 	locks  []sync.Mutex // a peer does one thing at a time
@@ -109,7 +109,7 @@ func (r *race) String() string {
 func (r *race) members() []*signaltest.Peer { return r.theirs[:min(3, len(r.theirs))] }
 
 // runRace sends and receives until all is sent.
-func runRace(t *testing.T, ours *signaltest.Peer, cfg raceConfig) *race {
+func runRace(t testing.TB, ours *signaltest.Peer, cfg raceConfig) *race {
 	r := &race{
 		raceConfig: cfg, t: t, ours: ours, theirs: memoryPeers(cfg.peers), locks: make([]sync.Mutex, cfg.peers),
 		group: types.NewJID("123-456", types.GroupServer), seen: make(map[place][]byte),

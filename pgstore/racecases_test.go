@@ -453,19 +453,31 @@ func TestP4APendingPreKeyThatWasAnsweredDoesNotComeBack(t *testing.T) {
 	talk.goOn()
 }
 
-// One used message key refuses the whole of a send, and nothing of it is stored.
+// crowd gives us sessions with more devices, and says whom a send to all of them goes to.
+func (t *talk) crowd() (all []types.JID) {
+	for _, p := range memoryPeers(3) {
+		signaltest.Meet(t, p, t.ours)
+		all = append(all, p.Address())
+	}
+	return append(all, t.to)
+}
+
+// sendAll sends to many devices, and the peer reads it.
+func (t *talk) sendAll(to []types.JID) func(context.Context) error {
+	return func(ctx context.Context) error {
+		text := t.text()
+		sent, err := t.ours.Send(ctx, to, []byte(text))
+		return t.left(sent[t.to], text, err)
+	}
+}
+
+// One used message key refuses the whole of a send, and nothing of it is stored. The answer that used it had waited for
+// the send, but not for ever.
 func TestP4ARefusedSendStoresNothing(t *testing.T) {
 	t.Parallel()
 	talk := newTalk(t)
 	talk.introduce()
-	others := append(memoryPeers(3), talk.theirs)
-	var all []types.JID
-	for _, p := range others {
-		if p != talk.theirs {
-			signaltest.Meet(t, p, talk.ours)
-		}
-		all = append(all, p.Address())
-	}
+	all := talk.crowd()
 	sessions := func() map[string][]byte {
 		var addresses []string
 		for _, jid := range all[:3] {
@@ -476,15 +488,55 @@ func TestP4ARefusedSendStoresNothing(t *testing.T) {
 		return got
 	}
 	before := sessions()
-	sending := talk.begin(aSend, func(ctx context.Context) error {
-		_, err := talk.ours.Send(ctx, all, []byte("to all"))
-		return err
-	})
+	sending := talk.begin(aSend, talk.sendAll(all))
 	talk.do(talk.answer)
 	talk.refused(sending.end())
 	require.Equal(t, before, sessions())
-	_, err := talk.ours.Send(ctx, all, []byte("again"))
-	require.NoError(t, err)
+	talk.do(talk.sendAll(all))
+}
+
+// A retry answer and a send to many devices take turns, so that neither is refused.
+func TestP4RetryAnswersAndSendsToManyTakeTurns(t *testing.T) {
+	t.Parallel()
+	talk := newTalk(t)
+	talk.introduce()
+	all := talk.crowd()
+	stored := func() string { // no send reads like this
+		var record string
+		require.NoError(t, talk.ours.Device.EventBuffer.DoDecryptionTxn(ctx, func(inside context.Context) error {
+			got, err := talk.ours.Device.Sessions.GetSession(inside, talk.to.SignalAddress().String())
+			record = string(got)
+			return err
+		}))
+		return record
+	}
+	for range 20 {
+		before := stored()
+		sending := talk.begin(aSend, talk.sendAll(all))
+		answered := make(chan error, 1)
+		go func() { answered <- talk.answerOnly(ctx) }()
+		require.Equal(t, before, stored(), "the answer has not gone first")
+		require.NoError(t, sending.end())
+		require.NoError(t, <-answered)
+
+		answering := talk.begin(anAnswer, talk.answerOnly)
+		sent := make(chan error, 1)
+		go func() { sent <- talk.sendOnly(ctx, all) }()
+		require.NoError(t, answering.end())
+		require.NoError(t, <-sent)
+	}
+	require.Zero(t, talk.c.Stats().Refused)
+}
+
+// answerOnly and sendOnly let nobody read, so that they may run beside something else.
+func (t *talk) answerOnly(ctx context.Context) error {
+	_, err := t.ours.Answer(ctx, t.to, []byte("answer"))
+	return err
+}
+
+func (t *talk) sendOnly(ctx context.Context, to []types.JID) error {
+	_, err := t.ours.Send(ctx, to, []byte("to all"))
+	return err
 }
 
 func TestP4OurSenderKeyIsNeverTakenBack(t *testing.T) {

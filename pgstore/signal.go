@@ -69,11 +69,11 @@ func (s *deviceStore) readable(k cache.Key, rec *recordValue) []byte {
 
 // handOut is what a reader gets who may put what he makes of it.
 func (s *deviceStore) handOut(ctx context.Context, k cache.Key) ([]byte, error) {
-	rec, err := s.record(ctx, k)
+	in, err := s.instance(ctx)
 	if err != nil {
 		return nil, err
 	}
-	in, err := s.instance(ctx)
+	rec, err := s.record(ctx, k)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +117,13 @@ func (s *deviceStore) setAside(ctx context.Context, k cache.Key, rec *recordValu
 
 // GetSession implements [store.SessionStore].
 func (s *deviceStore) GetSession(ctx context.Context, address string) ([]byte, error) {
-	return s.handOut(ctx, newKey(typeSession, address))
+	in, err := s.instance(ctx)
+	if err != nil {
+		return nil, err
+	}
+	k := newKey(typeSession, address)
+	in.beginTurn(ctx, false, k)
+	return s.handOut(ctx, k)
 }
 
 // HasSession implements [store.SessionStore].
@@ -132,15 +138,21 @@ func (s *deviceStore) GetManySessions(ctx context.Context, addresses []string) (
 	if len(addresses) == 0 {
 		return nil, nil
 	}
+	in, err := s.instance(ctx)
+	if err != nil {
+		return nil, err
+	}
+	keys := make([]cache.Key, len(addresses))
+	for i, address := range addresses {
+		keys[i] = newKey(typeSession, address)
+	}
+	in.beginTurn(ctx, true, keys...)
 	sessions := make(map[string][]byte, len(addresses))
-	err := s.read(ctx, func(v *view) error {
-		for _, address := range addresses {
-			k := newKey(typeSession, address)
-			sessions[address] = nil
-			stored, ok := v.Get(k)
-			if rec, ok := found[*recordValue](stored, ok); ok {
-				sessions[address] = s.readable(k, rec)
-			}
+	err = in.read(ctx, func(v *view) error {
+		for i, address := range addresses {
+			stored, ok := v.Get(keys[i])
+			rec, _ := found[*recordValue](stored, ok)
+			sessions[address] = s.readable(keys[i], rec)
 		}
 		return nil
 	})
@@ -176,7 +188,11 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 			s.warnUnbuffered(in)
 		}
 	}
-	return in.putRecords(ctx, wait, from, map[cache.Key]*recordValue{k: put})
+	records := map[cache.Key]*recordValue{k: put}
+	if in.transactionOf(ctx) == nil {
+		defer in.endTurn(records, false)
+	}
+	return in.putRecords(ctx, wait, from, records)
 }
 
 // sameSendingChain says whether neither chain nor counter changed: with the rest, the session of a decrypt.
@@ -220,6 +236,7 @@ func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][
 	if err != nil {
 		return err
 	}
+	defer in.endTurn(records, true)
 	return in.putRecords(ctx, s.sendPatience(), source{by: writerSend}, records)
 }
 
