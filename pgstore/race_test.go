@@ -89,7 +89,8 @@ type race struct {
 	t      testing.TB
 	ours   *signaltest.Peer
 	theirs []*signaltest.Peer
-	locks  []sync.Mutex // a peer does one thing at a time
+	locks  []sync.Mutex   // a peer does one thing at a time
+	flight []sync.RWMutex // held for reading while a message to the peer is made and delivered
 	group  types.JID
 	inTurn sync.Mutex // whatsmeow's messageSendLock
 
@@ -111,7 +112,7 @@ func (r *race) members() []*signaltest.Peer { return r.theirs[:min(3, len(r.thei
 // runRace sends and receives until all is sent.
 func runRace(t testing.TB, ours *signaltest.Peer, cfg raceConfig) *race {
 	r := &race{
-		raceConfig: cfg, t: t, ours: ours, theirs: memoryPeers(cfg.peers), locks: make([]sync.Mutex, cfg.peers),
+		raceConfig: cfg, t: t, ours: ours, theirs: memoryPeers(cfg.peers), locks: make([]sync.Mutex, cfg.peers), flight: make([]sync.RWMutex, cfg.peers),
 		group: types.NewJID("123-456", types.GroupServer), seen: make(map[place][]byte),
 	}
 	for _, p := range r.theirs {
@@ -157,6 +158,8 @@ func runRace(t testing.TB, ours *signaltest.Peer, cfg raceConfig) *race {
 
 func (r *race) send(i int, answer bool) {
 	to := i % r.peers
+	r.flight[to].RLock()
+	defer r.flight[to].RUnlock()
 	text := fmt.Sprint("out ", i)
 	if r.groups && !answer && i%5 == 0 {
 		r.sendGroup(text)
@@ -227,6 +230,10 @@ func (r *race) left(reader int, node *waBinary.Node, err error) bool {
 
 func (r *race) receive(i int) {
 	from := i % r.peers
+	if i/r.peers%4 == 0 { // a receiver keeps the chains of five steps: what is older must have arrived
+		r.flight[from].Lock()
+		r.flight[from].Unlock() //nolint:staticcheck // nothing to do but wait
+	}
 	text := fmt.Sprint("in ", i)
 	var got []byte
 	var err error
