@@ -320,6 +320,13 @@ func TestP4EveryKindOfRace(t *testing.T) {
 			require.NoError(t, second.end())
 			t.refused(first.end())
 		}},
+		{"two sends hold a chain that was stepped over twice", 1, 1, func(t *talk) {
+			first, second := t.begin(aSend, t.send), t.begin(anAnswer, t.answer)
+			t.do(t.read(t.written()), t.send)
+			t.do(t.read(t.written()), t.send)
+			require.NoError(t, second.end()) // it changes nothing of the record, and its key is used
+			t.refused(first.end())
+		}},
 		{"two decrypts step the ratchet at once", 1, 0, func(t *talk) {
 			one, two := t.written(), t.written()
 			reading := t.begin(aDecrypt, t.read(one))

@@ -81,9 +81,10 @@ func (v *recordValue) ratchet() (ratchet, bool) {
 	return *form.at, true
 }
 
+// same says whether storing v in the place of o changes nothing, what is remembered beside the record included.
 func (v *recordValue) same(o *recordValue) bool {
 	a, b := v.form.Load(), o.form.Load()
-	return a.json == nil && b.json == nil && bytes.Equal(a.record, b.record)
+	return v.past == o.past && a.json == nil && b.json == nil && bytes.Equal(a.record, b.record)
 }
 
 // MarshalJSON implements [json.Marshaler].
