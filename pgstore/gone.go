@@ -1,12 +1,16 @@
 package pgstore
 
 import (
+	"time"
+
 	"github.com/wataki/whatsmeow-pgstore/cache"
 )
 
-// gone is a record that was deleted, or moved by a migration. A send that had read it puts it nevertheless: a deleted one must not come
-// back, a moved one is put where it is now, and in both cases no message key may be used twice.
+// gone is a record that was deleted, or moved by a migration. A writer that had read it before puts it nevertheless: a deleted one must not come
+// back, a moved one is put where it is now, and in both cases no message key may be used twice. Who had not read it may put
+// it anew.
 type gone struct {
+	at      time.Time
 	reached map[uint64]uint64 // by the fingerprint of a sending chain, how far it had got
 	to      cache.Key         // where it was moved, if it was
 }
@@ -26,7 +30,10 @@ func (in *instance) removeRecord(v *view, k, to cache.Key) error {
 	}
 	v.Delete(k)
 	was := &gone{reached: value.(*recordValue).chains(k.Type), to: to}
-	v.Then(func() { in.noteGone(k, was) })
+	v.Then(func() {
+		was.at = time.Now()
+		in.noteGone(k, was)
+	})
 	if !was.moved() {
 		return nil
 	}
@@ -52,13 +59,13 @@ func (in *instance) arrive(v *view, to cache.Key, record *recordValue) error {
 		v.Put(to, record)
 		return nil
 	}
-	data, err := record.bytes()
-	if err != nil {
+	data, ok := record.read()
+	if !ok {
 		return nil // nobody could use it, so what is there stays
 	}
 	moved := newRecord(data)
 	moved.past = record.past
-	_, err = in.putRecord(v, to, moved, source{by: writerMigration})
+	_, err := in.putRecord(v, to, moved, source{by: writerMigration})
 	return err
 }
 
@@ -81,8 +88,8 @@ func (in *instance) noteGone(k cache.Key, was *gone) {
 // chains says how far the sending chains of a record have got, as far as that is known.
 func (v *recordValue) chains(t cache.Type) map[uint64]uint64 {
 	reached := make(map[uint64]uint64)
-	data, err := v.bytes()
-	if err != nil {
+	data, ok := v.read()
+	if !ok {
 		return reached
 	}
 	for p := v.past; p != nil; p = p.prev {
@@ -135,8 +142,8 @@ func (in *instance) movedTo(k cache.Key, base *recordValue) (to cache.Key, moved
 	was, ok := base.ratchet()
 	chain := was.chain
 	if !ok {
-		data, err := base.bytes()
-		if err != nil {
+		data, readable := base.read()
+		if !readable {
 			return to, false
 		}
 		chain = senderKeyID(data)

@@ -138,7 +138,8 @@ func unused(stored *sessionRecord, theirs *sessionState, chain *chainState, from
 			reached, known = max(reached, uint64(st.SenderChain.ChainKey.Index)), true
 		}
 	}
-	if known && reached >= counter || !known && theirs != nil {
+	steppedOver := !known && theirs != nil && !from.began.IsZero()
+	if known && reached >= counter || steppedOver {
 		return ErrMessageKeyUsed
 	}
 	return nil

@@ -294,7 +294,7 @@ func TestP4SendingAndReceivingAtOnceUsesNoMessageKeyTwice(t *testing.T) {
 			require.Zero(t, r.unread.Load(), "messages that left and that the peer could not read")
 			require.Zero(t, r.lost.Load(), "messages that we could not read, or sends that failed with another error")
 			require.Positive(t, c.Stats().Merged, "nothing raced, so nothing was shown")
-			require.EqualValues(t, r.refused.Load(), c.Stats().Refused)
+			require.Equal(t, r.refused.Load(), c.Stats().Refused)
 		})
 	}
 }

@@ -1,7 +1,6 @@
 package pgstore
 
 import (
-	"bytes"
 	"context"
 	"maps"
 	"slices"
@@ -15,21 +14,19 @@ type source struct {
 	by      writer
 	base    *recordValue // the version that the writer had read, nil if there was none
 	known   bool         // whether base is known
+	began   time.Time    // when the writer had read, zero if that is not known or nobody has
 	reached uint64       // how far the put chain had got where the record was before it was moved
 	moved   bool         // by a migration, so that it must not be followed again
 }
 
-// undisturbed says whether the writer had read what is stored: the same version, or one that was evicted and fetched again.
+// undisturbed says whether the writer had read what is stored.
 func (from source) undisturbed(stored *recordValue) bool {
-	if !from.known || from.base == nil {
-		return false
-	}
-	if from.base == stored {
-		return true
-	}
-	a, err1 := from.base.bytes()
-	b, err2 := stored.bytes()
-	return err1 == nil && err2 == nil && bytes.Equal(a, b)
+	return from.known && from.base != nil && from.base.sameText(stored)
+}
+
+// before says whether the writer is known to have read before a moment.
+func (from source) before(moment time.Time) bool {
+	return !from.began.IsZero() && from.began.Before(moment)
 }
 
 // note remembers which version of a session or sender key a transaction was given.
@@ -65,7 +62,7 @@ const (
 )
 
 // noteRead remembers what a reader was given.
-func (in *instance) noteRead(ctx context.Context, k cache.Key, rec *recordValue) {
+func (in *instance) noteRead(ctx context.Context, k cache.Key, rec *recordValue, began time.Time) {
 	if tx := in.transactionOf(ctx); tx != nil {
 		tx.note(k, rec)
 		return
@@ -73,18 +70,17 @@ func (in *instance) noteRead(ctx context.Context, k cache.Key, rec *recordValue)
 	if rec == nil {
 		return
 	}
-	now := time.Now()
-	old := func(r readRecord) bool { return now.Sub(r.at) > readAge }
+	old := func(r readRecord) bool { return began.Sub(r.at) > readAge }
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.mu.reads == nil {
 		in.mu.reads = make(map[cache.Key][]readRecord)
 	}
-	if now.Sub(in.mu.swept) > readAge {
-		in.mu.swept = now
+	if began.Sub(in.mu.swept) > readAge {
+		in.mu.swept = began
 		maps.DeleteFunc(in.mu.reads, func(_ cache.Key, all []readRecord) bool { return old(all[len(all)-1]) })
 	}
-	all := append(slices.DeleteFunc(in.mu.reads[k], old), readRecord{rec, now})
+	all := append(slices.DeleteFunc(in.mu.reads[k], old), readRecord{rec, began})
 	in.mu.reads[k] = all[max(0, len(all)-readMany):]
 }
 
@@ -100,12 +96,15 @@ func (in *instance) madeOf(k cache.Key, put *recordValue) source {
 	found := source{by: writerDecrypt}
 	at := sentFrom(all, put)
 	if at >= 0 {
-		found = source{by: writerSend, base: all[at].record, known: true}
+		found.by = writerSend
 	} else if sameVersion(all) {
 		at = 0
-		found.base, found.known = all[0].record, true
+		if all[0].record.sameText(put) {
+			return source{} // it is put again as it was
+		}
 	}
 	if at >= 0 {
+		found.base, found.known, found.began = all[at].record, true, all[at].at
 		all = slices.Delete(all, at, at+1)
 	}
 	if in.mu.reads[k] = all; len(all) == 0 {

@@ -63,12 +63,12 @@ func (in *instance) putSession(v *view, k cache.Key, session *recordValue, from 
 	stored, exists := found[*recordValue](value, exists)
 	var before []byte
 	if exists {
-		before, err = stored.bytes()
+		before, _ = stored.read()
 	}
 	if readable && !from.moved && from.by != writerMigration && !bytes.Contains(before, now.chain) {
 		was, reached := in.whereGone(k, now.chain)
 		switch {
-		case was == nil:
+		case was == nil || !from.before(was.at):
 		case was.moved():
 			from.moved, from.reached = true, max(from.reached, reached)
 			return in.putSession(v, was.to, session, from)
@@ -81,12 +81,8 @@ func (in *instance) putSession(v *view, k cache.Key, session *recordValue, from 
 			return 0, nil
 		}
 	}
-	if !exists {
-		v.Put(k, session)
-		return 0, nil
-	}
 	then, storedReadable := stored.ratchet()
-	if err != nil || !readable || !storedReadable {
+	if !readable || !storedReadable {
 		v.Put(k, session)
 		return 0, nil
 	}
@@ -199,8 +195,8 @@ func (in *instance) putSenderKey(v *view, k cache.Key, senderKey *recordValue, f
 		v.Put(k, senderKey)
 		return 0, nil
 	}
-	before, err := stored.bytes()
-	if err != nil {
+	before, ok := stored.read()
+	if !ok {
 		v.Put(k, senderKey)
 		return 0, nil
 	}
@@ -210,22 +206,35 @@ func (in *instance) putSenderKey(v *view, k cache.Key, senderKey *recordValue, f
 	if from.by == writerSend {
 		untouched = ok1 && ok2 && now > then && bytes.Equal(senderKeyID(before), senderKeyID(written))
 	}
-	old, err1 := parseSenderKey(before)
-	put, err2 := parseSenderKey(written)
-	if untouched || err1 != nil || err2 != nil {
+	var result []byte
+	if !untouched {
+		result, err = mergeSenderKeyRecords(before, written, from.by)
+	}
+	switch {
+	case untouched, errors.Is(err, errUnreadable):
 		v.Put(k, senderKey)
 		return 0, nil
-	}
-	result, err := mergeSenderKeys(old, put, from.by)
-	if err != nil {
+	case err != nil:
 		return 0, err
 	}
-	data, err := json.Marshal(result)
-	if err != nil {
-		return 0, err
-	}
-	v.Put(k, newRecord(data))
+	v.Put(k, newRecord(result))
 	return 1, nil
+}
+
+func mergeSenderKeyRecords(before, written []byte, by writer) ([]byte, error) {
+	stored, err := parseSenderKey(before)
+	if err != nil {
+		return nil, err
+	}
+	put, err := parseSenderKey(written)
+	if err != nil {
+		return nil, err
+	}
+	merged, err := mergeSenderKeys(stored, put, by)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(merged)
 }
 
 // senderKeyIteration is the next iteration of the newest state.

@@ -60,13 +60,29 @@ func (v *recordValue) bytes() ([]byte, error) {
 	return record, nil
 }
 
+// read is bytes for who does not care why there are none.
+func (v *recordValue) read() (record []byte, ok bool) {
+	record, err := v.bytes()
+	return record, err == nil
+}
+
+// sameText says whether two values hold one record: the same version, or one that was evicted and fetched again.
+func (v *recordValue) sameText(o *recordValue) bool {
+	if v == nil || o == nil || v == o {
+		return v == o
+	}
+	a, ok1 := v.read()
+	b, ok2 := o.read()
+	return ok1 && ok2 && bytes.Equal(a, b)
+}
+
 // ratchet says where a session stands; false for a record that is none, or no record.
 func (v *recordValue) ratchet() (ratchet, bool) {
 	if v == nil {
 		return ratchet{}, false
 	}
-	data, err := v.bytes()
-	if err != nil {
+	data, ok := v.read()
+	if !ok {
 		return ratchet{}, false
 	}
 	form := v.form.Load()

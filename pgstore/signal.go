@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"time"
 
 	"go.mau.fi/whatsmeow/types"
 
@@ -73,6 +74,7 @@ func (s *deviceStore) handOut(ctx context.Context, k cache.Key) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	rec, err := s.record(ctx, k)
 	if err != nil {
 		return nil, err
@@ -81,7 +83,7 @@ func (s *deviceStore) handOut(ctx context.Context, k cache.Key) ([]byte, error) 
 	if out == nil {
 		rec = nil
 	}
-	in.noteRead(ctx, k, rec)
+	in.noteRead(ctx, k, rec, began)
 	return out, nil
 }
 
@@ -190,7 +192,7 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 	}
 	records := map[cache.Key]*recordValue{k: put}
 	if in.transactionOf(ctx) == nil {
-		defer in.endTurn(records, false)
+		defer in.endTurn(in.turnOf(records, false))
 	}
 	return in.putRecords(ctx, wait, from, records)
 }
@@ -236,8 +238,12 @@ func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][
 	if err != nil {
 		return err
 	}
-	defer in.endTurn(records, true)
-	return in.putRecords(ctx, s.sendPatience(), source{by: writerSend}, records)
+	from := source{by: writerSend}
+	if t := in.turnOf(records, true); t != nil {
+		from.began = t.began
+		defer in.endTurn(t)
+	}
+	return in.putRecords(ctx, s.sendPatience(), from, records)
 }
 
 func (s *deviceStore) sendPatience() patience {
@@ -362,8 +368,8 @@ func sameSenderKeyID(old *recordValue, next []byte) bool {
 	if old == nil {
 		return false
 	}
-	data, err := old.bytes()
-	return err == nil && bytes.Equal(senderKeyID(data), senderKeyID(next))
+	data, ok := old.read()
+	return ok && bytes.Equal(senderKeyID(data), senderKeyID(next))
 }
 
 // ownAddress says whether a Signal address is this device's, as phone number or as LID.

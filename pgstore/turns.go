@@ -18,33 +18,49 @@ import (
 const (
 	manyTurn   = 250 * time.Millisecond // several times what encrypting for 512 devices takes, or one round trip to the server
 	answerTurn = 10 * time.Millisecond  // many times what encrypting one message takes
+
+	turnAge   = 5 * time.Minute // a send that has not put by then is not remembered
+	turnsMost = 64              // the client sends one message after the other
 )
 
 // turn is a send that holds sessions.
 type turn struct {
 	keys  map[cache.Key]struct{}
-	many  bool
-	until time.Time // guarded by the instance's mu
+	many  bool // from GetManySessions
+	began time.Time
+	until time.Time // how long the others wait; guarded by the instance's mu
 	done  chan struct{}
 }
 
 // beginTurn notes that a send is about to read sessions, and waits until nobody of the other kind holds one of them.
 func (in *instance) beginTurn(ctx context.Context, many bool, keys ...cache.Key) {
-	if !in.transacted.Load() || in.transactionOf(ctx) != nil || many && len(keys) == 1 {
+	waits := in.transacted.Load() && (!many || len(keys) > 1)
+	if in.transactionOf(ctx) != nil || !many && !waits {
 		return
-	}
-	mine := &turn{keys: make(map[cache.Key]struct{}, len(keys)), many: many, done: make(chan struct{})}
-	for _, k := range keys {
-		mine.keys[k] = struct{}{}
 	}
 	patience, length := answerTurn, manyTurn
 	if !many {
 		patience, length = manyTurn, answerTurn
 	}
-	mine.until = time.Now().Add(patience + length)
+	now := time.Now()
+	mine := &turn{keys: make(map[cache.Key]struct{}, len(keys)), many: many, began: now, done: make(chan struct{})}
+	for _, k := range keys {
+		mine.keys[k] = struct{}{}
+	}
+	if waits {
+		mine.until = now.Add(patience + length)
+	}
 	in.mu.Lock()
-	in.mu.turns = slices.DeleteFunc(in.mu.turns, func(t *turn) bool { return time.Now().After(t.until) })
-	others := slices.DeleteFunc(slices.Clone(in.mu.turns), func(t *turn) bool { return t.many == many || !t.holdsOneOf(mine) })
+	in.mu.turns = slices.DeleteFunc(in.mu.turns, func(t *turn) bool {
+		return now.After(t.until) && !t.many || now.Sub(t.began) > turnAge
+	})
+	in.mu.turns = in.mu.turns[max(0, len(in.mu.turns)-turnsMost):]
+	var others []*turn
+	for _, t := range in.mu.turns {
+		if waits && t.many != many && now.Before(t.until) && t.holdsOneOf(mine) {
+			others = append(others, t)
+		}
+	}
 	in.mu.turns = append(in.mu.turns, mine)
 	in.mu.Unlock()
 	if len(others) == 0 {
@@ -79,20 +95,29 @@ func (t *turn) holdsOneOf(other *turn) bool {
 	return false
 }
 
-// endTurn ends the oldest send, to many or not, that holds a session which has been put.
-func (in *instance) endTurn(put map[cache.Key]*recordValue, many bool) {
+// turnOf is the oldest send, to many or not, that holds a session which is being put; nil if nobody has read one.
+func (in *instance) turnOf(put map[cache.Key]*recordValue, many bool) *turn {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	at := slices.IndexFunc(in.mu.turns, func(t *turn) bool {
+	for _, t := range in.mu.turns {
 		for k := range put {
 			if _, held := t.keys[k]; held && t.many == many {
-				return true
+				return t
 			}
 		}
-		return false
-	})
-	if at >= 0 {
-		close(in.mu.turns[at].done)
+	}
+	return nil
+}
+
+// endTurn lets the others go on.
+func (in *instance) endTurn(t *turn) {
+	if t == nil {
+		return
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if at := slices.Index(in.mu.turns, t); at >= 0 {
 		in.mu.turns = slices.Delete(in.mu.turns, at, at+1)
+		close(t.done)
 	}
 }

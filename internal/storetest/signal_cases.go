@@ -124,6 +124,21 @@ var signalCases = []testCase{
 		},
 	},
 	{
+		name: "session put again after it was deleted",
+		do: func(t *testing.T, s *Subject) {
+			put(t, s, map[string][]byte{"1:0": session(5), "2:0": session(5)})
+			checkSession(t, s, "1:0", session(5))
+			require.NoError(t, s.Sessions.DeleteSession(ctx, "1:0"))
+			require.NoError(t, s.Sessions.DeleteAllSessions(ctx, "2"))
+			put(t, s, map[string][]byte{"1:0": session(5)})
+			require.NoError(t, s.Sessions.PutManySessions(ctx, map[string][]byte{"2:0": session(5)}))
+		},
+		check: func(t *testing.T, s *Subject) {
+			checkSession(t, s, "1:0", session(5))
+			checkSession(t, s, "2:0", session(5))
+		},
+	},
+	{
 		name: "records come back byte for byte",
 		do: func(t *testing.T, s *Subject) {
 			put(t, s, strangeRecords())
@@ -243,6 +258,18 @@ var signalCases = []testCase{
 			got, err = s.SenderKeys.GetSenderKey(ctx, "g", "999_1:0")
 			require.NoError(t, err)
 			require.Equal(t, string(senderKey(1)), string(got))
+		},
+	},
+	{
+		name: "session put for a phone number that was migrated",
+		do: func(t *testing.T, s *Subject) {
+			put(t, s, map[string][]byte{"111:0": session(5)})
+			require.NoError(t, s.Sessions.MigratePNToLID(ctx, migratedPN, migratedLID))
+			put(t, s, map[string][]byte{"111:0": session(5)})
+		},
+		check: func(t *testing.T, s *Subject) {
+			checkSession(t, s, "111:0", session(5))
+			checkSession(t, s, "999_1:0", session(5))
 		},
 	},
 	{
