@@ -21,6 +21,12 @@
 // sent as peer_msg or hist_sync, may be acknowledged before they are stored. Notifications and receipts need
 // SynchronousAck on the client.
 //
+// # What happens at once
+//
+// Sends and decrypts of one session may overlap, as they do in a bot that answers from goroutines. A Put never takes a
+// sending chain back: it is merged with what was stored meanwhile. Two sends that encrypted with one message key cannot be merged, and the
+// later gets [ErrMessageKeyUsed]: its message does not leave, send it again.
+//
 // # When the database is away
 //
 // Encrypting and decrypting go on from memory, writes wait in memory up to [Config].PendingLimit, and then

@@ -13,7 +13,8 @@ import (
 //  1. Nothing came in between (nearly always): what is put is stored as it is.
 //  2. The Put is a send, and the message key it used was used by another: it is refused with [ErrMessageKeyUsed], before the
 //     second ciphertext leaves. Nothing can be tried again in here: the message was encrypted before the Put, and only the
-//     caller has its plaintext.
+//     caller has its plaintext. Nor can two sends be given different keys when they read, since a read answers what was
+//     put. That it is rare is the work of turns.go.
 //  3. Otherwise the two are merged (merge.go) into what they would have left one after the other.
 //
 // What a writer had read, and whether it sends or decrypts (reads.go): PutManySessions is a send; what happens in DoDecryptionTxn is a
