@@ -2,6 +2,7 @@ package cache_test
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -210,6 +211,28 @@ func TestP11EvictionNeverTakesAnUnflushedValue(t *testing.T) {
 	require.Equal(t, "value", got)
 }
 
+var errGone = errors.New("gone")
+
+// What was forgotten while its value was fetched is not what does not exist.
+func TestP8AForgottenInstanceDoesNotAnswerAbsent(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []cache.Type{resident, keysOnly, scoped, onDemand} {
+		k := key(kind, "a1")
+		d := &disk{rows: map[cache.Key]string{k: "v"}}
+		c := newCache(1)
+		inst := open(t, c, d)
+		d.inFetch = func() { c.Forget(inst, errGone) }
+		_, _, err := inst.Get(ctx, nil, k)
+		require.ErrorIs(t, err, errGone)
+		require.EqualValues(t, 1, c.Stats().Fetches)
+		for _, overlay := range []*cache.Overlay[string]{nil, new(cache.Overlay[string])} { // and from now on
+			_, _, err = inst.Get(ctx, overlay, k)
+			require.ErrorIs(t, err, errGone)
+		}
+		require.ErrorIs(t, inst.Update(ctx, nil, d.commit, func(*cache.View[string]) error { return nil }), errGone)
+	}
+}
+
 func TestP11EveryByteIsGivenBack(t *testing.T) {
 	t.Parallel()
 	d := &disk{rows: map[cache.Key]string{key(resident, "a"): "v"}}
@@ -220,7 +243,7 @@ func TestP11EveryByteIsGivenBack(t *testing.T) {
 	d.flush(inst)
 	put(t, inst, d, key(keysOnly, "c"), "longer")
 	d.flush(inst)
-	c.Forget(inst)
+	c.Forget(inst, errGone)
 	require.Zero(t, c.Stats().Bytes)
 }
 
@@ -288,7 +311,7 @@ func TestP1P2AgainstAModel(t *testing.T) {
 			"reopen": func(t *rapid.T) {
 				if overlay == nil {
 					d.flush(inst)
-					c.Forget(inst)
+					c.Forget(inst, errGone)
 					inst = open(t, c, d)
 				}
 			},

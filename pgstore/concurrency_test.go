@@ -155,6 +155,41 @@ func TestP6LookingDoesNotTakeBackWhatWasLost(t *testing.T) {
 	require.Error(t, a.Close())
 }
 
+// While a session that was evicted is fetched, another container takes the instance, and this one finds out.
+func TestP8AReadInFlightWhenTheInstanceIsLostIsNoAbsence(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	pool, w := watchedPool(t, dsn)
+	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{Pool: pool, MemoryBudget: 1})
+	require.NoError(t, err)
+	d := pair(t, c.NewDevice())
+	require.NoError(t, d.Sessions.PutSession(ctx, "1:0", sessionAt(1)))
+	require.NoError(t, c.Flush(ctx))
+	fetch, release := w.hold("AS want (key_type, key_id)")
+	defer release()
+	type answer struct {
+		session []byte
+		err     error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		session, err := d.Sessions.GetSession(ctx, "1:0")
+		answered <- answer{session, err}
+	}()
+	require.Eventually(t, func() bool { return fetch.held.Load() == 1 }, 10*time.Second, time.Millisecond)
+	_, err = reopen(t, dsn).GetDevice(ctx, *d.ID)
+	require.NoError(t, err)
+	require.NoError(t, d.Contacts.PutContactName(ctx, *d.ID, "first", "full")) // in memory whole: it is not fetched
+	require.ErrorIs(t, c.Flush(ctx), pgstore.ErrOwnershipLost)
+	require.Eventually(t, func() bool { return c.Stats().Cache.Instances == 0 }, 10*time.Second, time.Millisecond)
+	release()
+	got := <-answered
+	require.ErrorIs(t, got.err, pgstore.ErrOwnershipLost)
+	require.ErrorIs(t, got.err, context.Canceled)
+	require.Nil(t, got.session)
+	require.Error(t, c.Close(), "what it could not save is told")
+}
+
 func TestP8AReadInFlightAtCloseEnds(t *testing.T) {
 	t.Parallel()
 	network := pgtest.NewProxy(t, pgtest.Open(t))

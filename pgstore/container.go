@@ -262,6 +262,7 @@ func (c *Container) instance(ctx context.Context, id string) (*instance, error) 
 	}
 }
 
+// forget lets go of an instance that has failed. A call that is still reading it gets the failure.
 func (c *Container) forget(in *instance) {
 	c.mu.Lock()
 	if c.mu.instances[in.id] == in {
@@ -269,6 +270,6 @@ func (c *Container) forget(in *instance) {
 	}
 	c.mu.Unlock()
 	if in.keys != nil {
-		c.cache.Forget(in.keys)
+		c.cache.Forget(in.keys, in.failure())
 	}
 }
