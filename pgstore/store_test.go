@@ -360,11 +360,15 @@ func TestSchemaNewerThanTheLibrary(t *testing.T) {
 func TestClosedStoresCancel(t *testing.T) {
 	t.Parallel()
 	c, _ := open(t)
-	d := pair(t, c.NewDevice())
+	d, used := pair(t, c.NewDevice()), pair(t, c.NewDevice())
+	_, err := used.Sessions.GetSession(ctx, "1:0") // takes its instance
+	require.NoError(t, err)
 	require.NoError(t, c.Close())
-	_, err := d.Sessions.GetSession(ctx, "1:0")
-	require.ErrorIs(t, err, pgstore.ErrClosed)
-	require.ErrorIs(t, err, context.Canceled)
+	for _, d := range []*store.Device{d, used} {
+		_, err = d.Sessions.GetSession(ctx, "1:0")
+		require.ErrorIs(t, err, pgstore.ErrClosed)
+		require.ErrorIs(t, err, context.Canceled)
+	}
 	_, err = c.GetFirstDevice(ctx)
 	require.ErrorIs(t, err, pgstore.ErrClosed)
 }
