@@ -211,6 +211,32 @@ func TestP8AReadInFlightAtCloseEnds(t *testing.T) {
 	}
 }
 
+// On a connection that hangs nothing ends by itself: neither a read, nor a Shutdown that would wait for it.
+func TestP8ShutdownObeysItsContextAndEndsReadsThatHang(t *testing.T) {
+	t.Parallel()
+	network := pgtest.NewProxy(t, pgtest.Open(t))
+	c, err := pgstore.New(ctx, network.DSN, nil)
+	require.NoError(t, err)
+	d := pair(t, c.NewDevice())
+	network.Hang()
+	read, first := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, _, err := d.MsgSecrets.GetMessageSecret(ctx, *d.ID, *d.ID, "A")
+		read <- err
+	}()
+	require.Eventually(t, func() bool { return c.Stats().Cache.Fetches > 0 }, 10*time.Second, time.Millisecond)
+	began := time.Now()
+	go func() { first <- c.Shutdown(within(t, time.Second)) }()
+	require.Eventually(t, func() bool { return errors.Is(d.NCTSalt.DeleteNCTSalt(ctx), pgstore.ErrClosed) }, 10*time.Second, time.Millisecond)
+	second := c.Shutdown(within(t, 100*time.Millisecond))
+	require.ErrorIs(t, second, context.DeadlineExceeded, "its own context, not that of the first call")
+	require.Empty(t, first)
+	require.ErrorIs(t, <-first, context.DeadlineExceeded, "the instance could not be marked as cleanly left")
+	require.Less(t, time.Since(began), 10*time.Second)
+	require.ErrorIs(t, <-read, pgstore.ErrClosed)
+	network.Heal()
+}
+
 func TestP8AWaitThatTheContextEndsMatchesCanceledWhateverEndedIt(t *testing.T) {
 	t.Parallel()
 	network := pgtest.NewProxy(t, pgtest.Open(t))

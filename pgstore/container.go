@@ -47,11 +47,14 @@ type Container struct {
 	unprepared  atomic.Bool     // prepared statements are of no use here
 	merged      atomic.Int64
 	refused     atomic.Int64
-	closeOnce   sync.Once
 	tasks       sync.WaitGroup // background work, ended by stopTasks
 	tasksCtx    context.Context
 	stopTasks   context.CancelFunc
-	closeErr    error
+	readsCtx    context.Context // ends what Shutdown found waiting for the database
+	stopReads   context.CancelFunc
+	closing     atomic.Bool   // somebody is in Shutdown, or was
+	closeDone   chan struct{} // closed at its end
+	closeErr    error         // set before
 }
 
 var _ store.DeviceContainer = (*Container)(nil)
@@ -71,12 +74,13 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	c := &Container{cfg: cfg, schema: `"` + cfg.Schema + `"`, pool: cfg.Pool}
+	c := &Container{cfg: cfg, schema: `"` + cfg.Schema + `"`, pool: cfg.Pool, closeDone: make(chan struct{})}
 	c.mu.instances = make(map[string]*instance)
 	for _, name := range cfg.SynchronousTypes {
 		c.synchronous[typesByName[name]] = true
 	}
 	c.tasksCtx, c.stopTasks = context.WithCancel(context.Background())
+	c.readsCtx, c.stopReads = context.WithCancel(context.Background())
 	if c.pool == nil {
 		pool, err := openPool(ctx, cfg.DSN)
 		if err != nil {
@@ -178,31 +182,51 @@ func (c *Container) Close() error {
 // Shutdown makes every pending write durable, marks the instances as cleanly left and closes the pool
 // if the container opened it. Call it after the clients have disconnected. It may be called more than once. When
 // the context ends first, the error is a [*batcher.UnsavedError] that says how many writes of which instance are lost.
-// From then on every store fails with [ErrClosed].
+// From then on every store fails with [ErrClosed], and so does a call that still waits for the database.
 func (c *Container) Shutdown(ctx context.Context) error {
-	c.closeOnce.Do(func() {
-		c.mu.Lock()
-		c.ended.Store(true)
-		instances := make([]*instance, 0, len(c.mu.instances))
-		for _, in := range c.mu.instances {
-			instances = append(instances, in)
-		}
-		c.mu.Unlock()
-		c.stopTasks()
-		c.tasks.Wait()
-		for _, in := range instances {
-			in.dropOpenGroups()
-		}
-		err := errors.Join(c.writes.Close(ctx), c.markClean(ctx, instances), c.LIDMap.close(ctx))
-		for _, in := range instances {
-			in.stop(ErrClosed)
-		}
-		if c.ownPool {
+	if c.closing.CompareAndSwap(false, true) {
+		c.closeErr = c.shutdown(ctx)
+		close(c.closeDone)
+		return c.closeErr
+	}
+	select {
+	case <-c.closeDone:
+		return c.closeErr
+	case <-ctx.Done():
+		return fmt.Errorf("%w: another call of Shutdown has not ended: %w", ErrUnavailable, context.Cause(ctx))
+	}
+}
+
+func (c *Container) shutdown(ctx context.Context) error {
+	c.mu.Lock()
+	c.ended.Store(true)
+	instances := make([]*instance, 0, len(c.mu.instances))
+	for _, in := range c.mu.instances {
+		instances = append(instances, in)
+	}
+	c.mu.Unlock()
+	c.stopTasks()
+	c.tasks.Wait()
+	for _, in := range instances {
+		in.dropOpenGroups()
+	}
+	err := errors.Join(c.writes.Close(ctx), c.markClean(ctx, instances), c.LIDMap.close(ctx))
+	for _, in := range instances {
+		in.stop(ErrClosed)
+	}
+	c.stopReads()
+	if c.ownPool {
+		closed := make(chan struct{})
+		go func() { // it waits for every connection, and one that hangs takes its time
 			c.pool.Close()
+			close(closed)
+		}()
+		select {
+		case <-closed:
+		case <-ctx.Done():
 		}
-		c.closeErr = err
-	})
-	return c.closeErr
+	}
+	return err
 }
 
 // background runs fn in a goroutine whose context Shutdown ends, and which Shutdown waits for.

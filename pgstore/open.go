@@ -176,13 +176,20 @@ func (c *Container) copyAside(ctx context.Context, id string, k cache.Key, reaso
 // attemptTimeout bounds one attempt at a statement, so that a connection that is half open does not hold up the next one.
 const attemptTimeout = 30 * time.Second
 
-// retry is persist until the container is closed.
+// retry is persist until the container is closed: an attempt that Shutdown finds under way ends with it.
 func (c *Container) retry(ctx context.Context, limit time.Duration, fn func(context.Context) error) error {
 	return c.persist(ctx, limit, func(ctx context.Context) error {
 		if c.closed() {
 			return ErrClosed
 		}
-		return fn(ctx)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(c.readsCtx, cancel)()
+		err := fn(ctx)
+		if err != nil && c.readsCtx.Err() != nil && unavailable(err) {
+			return ErrClosed
+		}
+		return err
 	})
 }
 
