@@ -120,7 +120,7 @@ func (c *Container) start(ctx context.Context) error {
 		Interval:     c.cfg.FlushInterval,
 		MaxRest:      c.cfg.MaxRest,
 		FlushTimeout: c.cfg.FlushTimeout,
-		SegmentSize:  min(DefaultBatchSize/5, c.cfg.BatchSize),
+		SegmentSize:  c.segmentSize(),
 		BatchSize:    c.cfg.BatchSize,
 		PendingLimit: c.cfg.PendingLimit,
 		Permanent:    permanent,
@@ -136,6 +136,9 @@ func (c *Container) start(ctx context.Context) error {
 	}, c.flush)
 	return err
 }
+
+// segmentSize is how many keys of one instance a flush writes at the most, if they are not one group.
+func (c *Container) segmentSize() int { return min(DefaultBatchSize/5, c.cfg.BatchSize) }
 
 // openPool opens a pool with a sensible connect timeout and TCP keep-alive where the DSN names none.
 func openPool(ctx context.Context, dsn string) (*pgxpool.Pool, error) {

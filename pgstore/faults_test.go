@@ -368,6 +368,54 @@ func TestP3AHugeBacklogGoesOutInPiecesAndHoldsUpNobodyElse(t *testing.T) {
 	require.Equal(t, keys, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'contact'`))
 }
 
+// A first history sync names tens of thousands in one call, which no statement_timeout would let through as one group.
+func TestP3AHugeCallGoesOutInPieces(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	c := reopen(t, withQuery(t, dsn, "statement_timeout", "300ms"), behind)
+	d := pair(t, c.NewDevice())
+	const keys = 50_000
+	var contacts []store.ContactEntry
+	var phones []store.RedactedPhoneEntry
+	var secrets []store.MessageSecretInsert
+	var tokens []store.PrivacyToken
+	for i := range keys {
+		jid := types.NewJID(fmt.Sprint(i), types.DefaultUserServer)
+		contacts = append(contacts, store.ContactEntry{JID: jid, FirstName: "first"})
+		phones = append(phones, store.RedactedPhoneEntry{JID: jid, RedactedPhone: "+1"})
+		secrets = append(secrets, store.MessageSecretInsert{Chat: jid, Sender: jid, ID: "A", Secret: []byte("first")})
+		tokens = append(tokens, store.PrivacyToken{User: jid, Token: []byte("first"), Timestamp: time.Unix(2, 0)})
+	}
+	// Those that are named again, much later in the call.
+	contacts = append(contacts, store.ContactEntry{JID: contacts[0].JID, FirstName: "second"})
+	secrets = append(secrets, store.MessageSecretInsert{Chat: contacts[0].JID, Sender: contacts[0].JID, ID: "A", Secret: []byte("second")})
+	tokens = append(tokens, store.PrivacyToken{User: contacts[0].JID, Token: []byte("older"), Timestamp: time.Unix(1, 0)})
+	for _, call := range []struct {
+		keyType string
+		put     func() error
+	}{
+		{"contact", func() error { return d.Contacts.PutAllContactNames(ctx, contacts) }},
+		{"contact", func() error { return d.Contacts.PutManyRedactedPhones(ctx, phones) }},
+		{"message_secret", func() error { return d.MsgSecrets.PutMessageSecrets(ctx, secrets) }},
+		{"privacy_token", func() error { return d.PrivacyTokens.PutPrivacyTokens(ctx, tokens...) }},
+	} {
+		before := c.Stats().Batcher.Flushes
+		require.NoError(t, call.put(), call.keyType)
+		require.NoError(t, c.Flush(within(t, time.Minute)), call.keyType)
+		require.GreaterOrEqual(t, c.Stats().Batcher.Flushes-before, int64(keys/1000), "in pieces")
+		require.Equal(t, keys, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = $1`, call.keyType))
+	}
+	contact, err := d.Contacts.GetContact(ctx, contacts[0].JID)
+	require.NoError(t, err)
+	require.Equal(t, types.ContactInfo{Found: true, FirstName: "first", RedactedPhone: "+1"}, contact)
+	secret, _, err := d.MsgSecrets.GetMessageSecret(ctx, contacts[0].JID, contacts[0].JID, "A")
+	require.NoError(t, err)
+	require.Equal(t, "first", string(secret))
+	token, err := d.PrivacyTokens.GetPrivacyToken(ctx, contacts[0].JID)
+	require.NoError(t, err)
+	require.Equal(t, "first", string(token.Token))
+}
+
 func TestP9ADeviceDeletedWhileItIsFlushedStaysDeleted(t *testing.T) {
 	t.Parallel()
 	c, dsn := open(t, behind)
