@@ -20,6 +20,7 @@ import (
 //     repeated or foreign flush finds another epoch, seq or timeline and changes nothing.
 //  2. op: the writes of those lanes alone.
 //  3. Delete, upsert and insert them. A key occurs once per segment and a lane once per flush, so the three do not meet.
+//     What is inserted gives way to a row that is there (message secrets), unless that has nothing to be read.
 //
 // Lanes and keys are sorted, so that two flushes lock rows in one order. What is reported as durable
 // is on disk, also in a database that commits asynchronously by default.
@@ -42,9 +43,10 @@ WITH lane AS (
     SELECT id, key_type, key_id, data::jsonb, seq FROM op WHERE op = 0
     ON CONFLICT (instance_id, key_type, key_id) DO UPDATE SET data = excluded.data, seq = excluded.seq, updated_at = now()
 ), first AS (
-    INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq)
+    INSERT INTO {schema}.auth_keys AS k (instance_id, key_type, key_id, data, seq)
     SELECT id, key_type, key_id, data::jsonb, seq FROM op WHERE op = 1
-    ON CONFLICT (instance_id, key_type, key_id) DO NOTHING
+    ON CONFLICT (instance_id, key_type, key_id) DO UPDATE SET data = excluded.data, seq = excluded.seq, updated_at = now()
+    WHERE jsonb_typeof(k.data->'secret') IS DISTINCT FROM 'string'
 )
 SELECT id, set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)
 FROM lane`
