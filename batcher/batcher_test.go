@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -234,8 +237,9 @@ func TestP10TheRefusedLaneStopsAndTheOthersPass(t *testing.T) {
 			Permanent: func(err error) bool { return errors.Is(err, refused) },
 			OnStop:    func(lane any, _ error) { stopped = append(stopped, lane) },
 		}, tb)
-		for _, name := range []string{"a", "guilty", "b"} {
-			add(t, b.Lane(name), put("k", 1))
+		guilty := b.Lane("guilty")
+		for _, l := range []*testLane{b.Lane("a"), guilty, b.Lane("b")} {
+			add(t, l, put("k", 1))
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -243,7 +247,9 @@ func TestP10TheRefusedLaneStopsAndTheOthersPass(t *testing.T) {
 		require.Equal(t, map[string]int{"k": 1}, tb.lane("b"))
 		require.Empty(t, tb.lane("guilty"))
 		require.Equal(t, []any{"guilty"}, stopped)
-		require.ErrorIs(t, b.Lane("guilty").Reserve(ctx, 1), refused)
+		require.ErrorIs(t, guilty.Reserve(ctx, 1), refused)
+		require.ErrorIs(t, b.Flush(ctx), refused)
+		require.Equal(t, 1, b.Stats().Stopped)
 		var unsaved *batcher.UnsavedError
 		require.ErrorAs(t, b.Close(ctx), &unsaved)
 		require.Equal(t, map[string]int{"guilty": 1}, unsaved.Pending)
@@ -308,6 +314,161 @@ func TestStopHandsOutWhatIsPending(t *testing.T) {
 		require.NotSame(t, l, b.Lane("a"))
 		require.NoError(t, b.Close(ctx))
 		require.Empty(t, tb.lane("a"))
+	})
+}
+
+// life is a lane's name that a later one may share.
+type life struct{ name string }
+
+func (l *life) String() string { return l.name }
+
+func TestP7CloseCountsWhatAllLivesOfALaneLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gone := errors.New("gone")
+		b, err := batcher.New(batcher.Config{Interval: time.Hour, MaxRest: time.Hour}, func(context.Context, []batcher.Segment[*life, string, int]) ([]error, error) {
+			return nil, gone
+		})
+		require.NoError(t, err)
+		begin := func(n int) *batcher.Lane[*life, string, int] {
+			l := b.Lane(&life{"shop"})
+			for i := range n {
+				require.NoError(t, l.Reserve(ctx, 1))
+				_, err := l.Add(1, []testOp{put(string(rune('a'+i)), i)})
+				require.NoError(t, err)
+			}
+			return l
+		}
+		begin(3).Fail(gone)
+		require.ErrorIs(t, b.Flush(ctx), gone)
+		begin(2).Fail(gone)
+		begin(0)
+		require.NoError(t, b.Flush(ctx), "it was begun again")
+		require.Zero(t, b.Stats().Stopped)
+		begin(4)
+		limited, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		var unsaved *batcher.UnsavedError
+		require.ErrorAs(t, b.Close(limited), &unsaved)
+		require.Equal(t, map[string]int{"shop": 9}, unsaved.Pending)
+		require.ErrorIs(t, unsaved, gone)
+		require.ErrorIs(t, unsaved, context.DeadlineExceeded)
+	})
+}
+
+// A lane may be lost any number of times before the batcher is closed.
+func TestP11WhatALaneThatStoppedHeldIsLetGo(t *testing.T) {
+	t.Parallel()
+	b, err := batcher.New(batcher.Config{Interval: time.Hour, MaxRest: time.Hour}, func(context.Context, []batcher.Segment[string, string, *[1000]byte]) ([]error, error) {
+		return nil, nil
+	})
+	require.NoError(t, err)
+	held := func() weak.Pointer[[1000]byte] {
+		value := new([1000]byte)
+		l := b.Lane("a")
+		require.NoError(t, l.Reserve(ctx, 1))
+		_, err := l.Add(1, []batcher.Op[string, *[1000]byte]{{Key: "k", Value: value}})
+		require.NoError(t, err)
+		l.Fail(errors.New("gone"))
+		return weak.Make(value)
+	}()
+	runtime.GC()
+	require.Nil(t, held.Value())
+	require.Error(t, b.Close(ctx))
+}
+
+func TestAFlightThatArrivesAfterItsLaneStoppedIsNoLoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		hang := make(chan struct{})
+		b, err := batcher.New(batcher.Config{}, func(ctx context.Context, s []testSegment) ([]error, error) {
+			<-hang
+			return tb.flush(ctx, s)
+		})
+		require.NoError(t, err)
+		l := b.Lane("a")
+		gone := errors.New("gone")
+		ticket := add(t, l, put("k", 1))
+		time.Sleep(time.Second)
+		l.Fail(gone)
+		require.ErrorIs(t, b.Flush(ctx), gone)
+		close(hang)
+		synctest.Wait()
+		require.Equal(t, map[string]int{"k": 1}, tb.lane("a"))
+		require.ErrorIs(t, ticket.Wait(ctx), gone, "who was told so stays told so")
+		require.Zero(t, l.Pending())
+		require.NoError(t, b.Flush(ctx))
+		require.NoError(t, b.Close(ctx))
+	})
+}
+
+// After an outage the first lane that gets through calls the others, which would else sleep on for their own delay.
+func TestP3TheFirstSuccessAfterAnOutageEndsAllDelays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		var down atomic.Bool
+		guilty := atomic.Int64{}
+		down.Store(true)
+		tb.fail = func(s []testSegment) error {
+			if s[0].Lane == "guilty" {
+				guilty.Add(1)
+				return errors.New("its own fault")
+			}
+			if down.Load() {
+				return errors.New("away")
+			}
+			return nil
+		}
+		b := start(t, batcher.Config{BatchSize: 1, InitialBackoff: time.Second, MaxBackoff: time.Minute}, tb)
+		var tickets []batcher.Ticket
+		for _, name := range []string{"a", "b", "c", "d", "e"} { // each has its own, jittered delay
+			tickets = append(tickets, add(t, b.Lane(name), put("k", 1)))
+		}
+		add(t, b.Lane("guilty"), put("k", 1))
+		time.Sleep(10 * time.Minute)
+		down.Store(false)
+		var first time.Time
+		var last time.Time
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for _, ticket := range tickets {
+			wg.Go(func() {
+				if err := ticket.Wait(ctx); err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if first.IsZero() {
+					first = time.Now()
+				}
+				last = time.Now()
+			})
+		}
+		wg.Wait()
+		require.Equal(t, first, last)
+		// Who fails for a reason of its own keeps its delay, however often the others succeed.
+		before := guilty.Load()
+		for i := range 100 {
+			require.NoError(t, add(t, b.Lane("a"), put("k", i)).Wait(ctx))
+		}
+		require.LessOrEqual(t, guilty.Load()-before, int64(1))
+		b.Lane("guilty").Stop(errors.New("enough"))
+		require.NoError(t, b.Close(ctx))
+	})
+}
+
+func TestCloseDoesNotSayThatItWillTryAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		retries := 0
+		b, err := batcher.New(batcher.Config{OnRetry: func(error, int, time.Duration) { retries++ }}, func(ctx context.Context, _ []testSegment) ([]error, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		require.NoError(t, err)
+		add(t, b.Lane("a"), put("k", 1))
+		limited, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		require.Error(t, b.Close(limited))
+		require.Zero(t, retries)
 	})
 }
 
