@@ -238,6 +238,7 @@ func TestP10WhatDoesNotPassStopsThatInstanceAlone(t *testing.T) {
 		"bad data":     func(t *testing.T, dsn, instance string) { failWith(t, dsn, "22P05", instance) },
 		"foreign key":  func(t *testing.T, dsn, instance string) { failWith(t, dsn, "23503", instance) },
 		"not a column": func(t *testing.T, dsn, instance string) { failWith(t, dsn, "42703", instance) },
+		"too much":     func(t *testing.T, dsn, instance string) { failWith(t, dsn, "54000", instance) },
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()

@@ -81,7 +81,7 @@ func (c *Container) flush(ctx context.Context, segments []segment) ([]error, err
 	}
 	results := make([]error, len(segments))
 	for i, s := range segments {
-		if slices.Contains(held, s.Lane.id) {
+		if _, ok := held[s.Lane.id]; ok {
 			s.Lane.advance()
 			continue
 		}
@@ -104,14 +104,20 @@ func preparedRefused(err error) bool {
 }
 
 // sendFlush sends the statement and returns the ids of the instances for which it held.
-func (c *Container) sendFlush(ctx context.Context, mode pgx.QueryExecMode, lanes laneColumns, ops opColumns) ([]string, error) {
+func (c *Container) sendFlush(ctx context.Context, mode pgx.QueryExecMode, lanes laneColumns, ops opColumns) (map[string]struct{}, error) {
 	rows, err := c.pool.Query(ctx, c.sql(flushStatement), mode,
 		lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines,
 		ops.instances, ops.types, ops.ids, ops.kinds, ops.data)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (id string, err error) { return id, row.Scan(&id, nil) })
+	held := make(map[string]struct{}, len(lanes.ids))
+	var id string
+	_, err = pgx.ForEachRow(rows, []any{&id, nil}, func() error {
+		held[id] = struct{}{}
+		return nil
+	})
+	return held, err
 }
 
 type laneColumns struct {
@@ -241,13 +247,14 @@ func (e *databaseError) Is(target error) bool {
 }
 
 // permanent says whether repeating is of no use. Connection loss, shutdown, disk full, deadlock, serialization failure,
-// time-out and read-only (a standby) pass; bad data, missing rights or tables, and broken constraints do not.
+// time-out and read-only (a standby) pass; bad data, missing rights or tables, broken constraints, and what is more than the server
+// can ever do (54) do not.
 func (e *databaseError) permanent() bool {
 	if len(e.code) < 2 || e.code == "25006" {
 		return false
 	}
 	switch e.code[:2] {
-	case "22", "23", "42", "3F", "0A":
+	case "22", "23", "42", "54", "3F", "0A":
 		return true
 	}
 	return false
