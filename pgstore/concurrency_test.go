@@ -240,7 +240,7 @@ func TestP8ShutdownObeysItsContextAndEndsReadsThatHang(t *testing.T) {
 func TestP8AWaitThatTheContextEndsMatchesCanceledWhateverEndedIt(t *testing.T) {
 	t.Parallel()
 	network := pgtest.NewProxy(t, pgtest.Open(t))
-	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: network.DSN, PendingLimit: 1})
+	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: network.DSN, PendingLimit: 1, DurableAcks: true})
 	require.NoError(t, err)
 	d := pair(t, c.NewDevice())
 	network.Down()
@@ -251,6 +251,7 @@ func TestP8AWaitThatTheContextEndsMatchesCanceledWhateverEndedIt(t *testing.T) {
 		d.Sessions.PutManySessions(ended, map[string][]byte{"1:0": sessionAt(1)}),
 		d.EventBuffer.DoDecryptionTxn(ended, func(ctx context.Context) error { return d.Sessions.PutSession(ctx, "1:0", sessionAt(1)) }),
 		d.NCTSalt.PutNCTSalt(within(t, 50*time.Millisecond), []byte("salt")),
+		d.EventBuffer.ClearBufferedEventPlaintext(within(t, 50*time.Millisecond), [32]byte{1}),
 		c.LIDMap.PutLIDMapping(within(t, 50*time.Millisecond), types.NewJID("1", types.HiddenUserServer), types.NewJID("1", types.DefaultUserServer)),
 	} {
 		require.ErrorIs(t, err, context.Canceled)

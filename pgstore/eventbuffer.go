@@ -92,7 +92,7 @@ func (s *deviceStore) ClearBufferedEventPlaintext(ctx context.Context, ciphertex
 	if err != nil || !s.c.cfg.DurableAcks || in.transactionOf(ctx) != nil {
 		return err
 	}
-	return in.translate(in.lane.Barrier(ctx))
+	return in.waited(ctx, in.lane.Barrier(ctx))
 }
 
 // DeleteOldBufferedHashes implements [store.EventBuffer], for all instances that this container has taken.
