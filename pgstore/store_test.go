@@ -373,12 +373,14 @@ func TestClosedStoresCancel(t *testing.T) {
 	require.ErrorIs(t, err, pgstore.ErrClosed)
 }
 
-func TestInvalidConfigNamesEveryFault(t *testing.T) {
+func TestP10InvalidConfigNamesEveryFault(t *testing.T) {
 	t.Parallel()
-	_, err := pgstore.NewWithConfig(ctx, pgstore.Config{Schema: "Bad Name", Sends: 9, SynchronousTypes: []string{"nonsense"}, BatchSize: -1})
-	require.ErrorIs(t, err, pgstore.ErrInvalidInput)
-	for _, field := range []string{"DSN", "Schema", "Sends", "nonsense", "BatchSize"} {
-		require.ErrorContains(t, err, field)
+	for _, owner := range []string{"nul\x00", "broken\xff"} {
+		_, err := pgstore.NewWithConfig(ctx, pgstore.Config{Schema: "Bad Name", Owner: owner, Sends: 9, SynchronousTypes: []string{"nonsense"}, BatchSize: -1})
+		require.ErrorIs(t, err, pgstore.ErrInvalidInput)
+		for _, field := range []string{"DSN", "Schema", "Owner", "Sends", "nonsense", "BatchSize"} {
+			require.ErrorContains(t, err, field)
+		}
 	}
 }
 
