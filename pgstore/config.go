@@ -72,10 +72,10 @@ type Config struct {
 	// BatchSize is how many keys one flush writes at the most, over all instances. Defaults to [DefaultBatchSize].
 	BatchSize int
 	// PendingLimit is how many unflushed keys may wait in memory, over all instances; writers then block until half
-	// of them are flushed or their context ends. Defaults to [DefaultPendingLimit].
+	// of them are flushed or their context ends. As many LID pairs may wait besides. Defaults to [DefaultPendingLimit].
 	PendingLimit int
 	// MemoryBudget bounds the bytes of cached keys over all instances; unflushed ones may exceed it.
-	// Defaults to [DefaultMemoryBudget]; -1 means no bound.
+	// Of the LID map, one answer is kept per KB of it, which is about a tenth more. Defaults to [DefaultMemoryBudget]; -1 means no bound.
 	MemoryBudget int64
 
 	// SynchronousTypes names key types (values of the key_type column) whose writes return only when they are durable.

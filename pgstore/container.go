@@ -166,8 +166,14 @@ func openPool(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-// Flush returns when all that was written before the call is durable, or with the context's error.
-func (c *Container) Flush(ctx context.Context) error { return c.writes.Flush(ctx) }
+// Flush returns when all that was written before the call is durable, LID pairs included, or with the context's error. An instance that
+// stopped with something unsaved makes it fail until it is taken again.
+func (c *Container) Flush(ctx context.Context) error {
+	if c.closed() {
+		return ErrClosed
+	}
+	return errors.Join(c.writes.Flush(ctx), c.LIDMap.flush(ctx))
+}
 
 // closeTimeout is how long Close waits for the database.
 const closeTimeout = 30 * time.Second

@@ -62,6 +62,8 @@ func checkDevice(d *store.Device) error {
 	}
 	fault := func(what string) error { return fmt.Errorf("%w: device: %s", ErrInvalidInput, what) }
 	switch {
+	case !storableUser(d.ID.User) || !storableUser(d.LID.User):
+		return fault("ID or LID is too long")
 	case d.NoiseKey == nil || d.NoiseKey.Priv == nil:
 		return fault("NoiseKey is missing")
 	case d.IdentityKey == nil || d.IdentityKey.Priv == nil:

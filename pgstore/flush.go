@@ -265,6 +265,12 @@ func permanent(err error) bool {
 	return errors.As(err, &dbErr) && dbErr.permanent()
 }
 
+// aboutData says whether a server refused what it was given, and not the statement as such.
+func aboutData(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && slices.Contains([]string{"22", "23", "54"}, pgErr.Code[:min(2, len(pgErr.Code))])
+}
+
 // unavailable says whether a read may succeed when it is repeated.
 func unavailable(err error) bool {
 	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrDeviceConflict) || errors.Is(err, ErrClosed) || errors.Is(err, ErrOwnershipLost) {
