@@ -280,6 +280,34 @@ func TestAHungFlushHoldsUpNoOtherLane(t *testing.T) {
 	})
 }
 
+// However much one lane has pending, another one's turn comes with the next flush.
+func TestABarrierDoesNotWaitForTheBacklogOfAnotherLane(t *testing.T) {
+	for _, batchSize := range []int{1, 2} { // one segment a flush, or one of each lane
+		synctest.Test(t, func(t *testing.T) {
+			tb := newTable()
+			const took = time.Second
+			b, err := batcher.New(batcher.Config{Flushers: 1, SegmentSize: 1, BatchSize: batchSize}, func(ctx context.Context, s []testSegment) ([]error, error) {
+				time.Sleep(took)
+				return tb.flush(ctx, s)
+			})
+			require.NoError(t, err)
+			big, small := b.Lane("big"), b.Lane("small")
+			for i := range 1000 {
+				add(t, big, put("k", i))
+			}
+			time.Sleep(took / 2)
+			for i := range 10 {
+				began := time.Now()
+				require.NoError(t, add(t, small, put("k", i)).Wait(ctx))
+				require.LessOrEqual(t, time.Since(began), 2*took)
+			}
+			require.Greater(t, big.Pending(), 900)
+			require.NoError(t, b.Close(ctx))
+			require.Equal(t, map[string]int{"k": 999}, tb.lane("big"))
+		})
+	}
+}
+
 func TestP7CloseSaysWhatItCouldNotSave(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		away := errors.New("away")

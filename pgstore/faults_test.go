@@ -347,7 +347,7 @@ func TestP3AHugeBacklogGoesOutInPiecesAndHoldsUpNobodyElse(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Open(t)
 	network := pgtest.NewProxy(t, dsn)
-	c := reopen(t, withQuery(t, network.DSN, "statement_timeout", "5s"), behind)
+	c := reopen(t, withQuery(t, network.DSN, "statement_timeout", "300ms"), behind)
 	big, small := pair(t, c.NewDevice()), pair(t, c.NewDevice())
 	network.Down()
 	const keys = 100_000
@@ -363,8 +363,10 @@ func TestP3AHugeBacklogGoesOutInPiecesAndHoldsUpNobodyElse(t *testing.T) {
 	network.Up()
 	_, err := small.PreKeys.GenOnePreKey(within(t, 60*time.Second))
 	require.NoError(t, err)
-	require.Positive(t, c.Stats().Batcher.Pending, "the other's barrier came through first")
+	up := c.Stats().Batcher
+	require.Positive(t, up.Pending, "the other's barrier came through first")
 	require.NoError(t, c.Flush(within(t, 2*time.Minute)))
+	require.Equal(t, up.Retries, c.Stats().Batcher.Retries, "every piece fitted the statement_timeout")
 	require.GreaterOrEqual(t, c.Stats().Batcher.Flushes-before, int64(keys/1000), "in pieces")
 	require.Equal(t, keys, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'contact'`))
 }
