@@ -77,6 +77,83 @@ func TestP7AnOutageStopsNoMessageAndDropsNothing(t *testing.T) {
 	require.Equal(t, string(session), scalar[string](t, dsn, `SELECT data->>'record' FROM whatsmeow.auth_keys WHERE key_type = 'session'`))
 }
 
+// Of two keys that are raised in turn during an outage, the table never shows the second ahead of the first, nor behind it by more than one.
+func TestP3WhatWaitedInAnOutageIsSavedInOrder(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	network := pgtest.NewProxy(t, dsn)
+	c := reopen(t, network.DSN, behind, func(cfg *pgstore.Config) { cfg.BatchSize = 10 }) // so that many segments wait
+	d := pair(t, c.NewDevice())
+	jid := func(user string) types.JID { return types.NewJID(user, types.DefaultUserServer) }
+	network.Down()
+	const rounds = 1000
+	for n := range rounds {
+		for _, user := range []string{"a", "b", fmt.Sprint("filler ", n)} {
+			require.NoError(t, d.Contacts.PutContactName(ctx, jid(user), "", fmt.Sprint(n+1)))
+		}
+	}
+	conn, err := pgx.Connect(ctx, dsn)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(ctx)) }()
+	network.Up()
+	flushed := make(chan error, 1)
+	go func() { flushed <- c.Flush(within(t, time.Minute)) }()
+	moments := map[int]bool{}
+	for last := 0; last < rounds; {
+		var a, b int
+		require.NoError(t, conn.QueryRow(ctx, `SELECT
+			coalesce(max((data->>'full_name')::int) FILTER (WHERE key_id LIKE 'a@%'), 0), coalesce(max((data->>'full_name')::int) FILTER (WHERE key_id LIKE 'b@%'), 0)
+			FROM whatsmeow.auth_keys WHERE key_type = 'contact'`).Scan(&a, &b))
+		require.GreaterOrEqual(t, a, b)
+		require.GreaterOrEqual(t, b, a-1)
+		require.GreaterOrEqual(t, a, last)
+		last = b
+		moments[a] = true
+	}
+	require.NoError(t, <-flushed)
+	require.Greater(t, len(moments), 3, "it was watched on its way")
+}
+
+// With the default settings, too, an outage stops no first message of a new contact, and no sender key of a group, after OutageWait.
+func TestP7AnOutageStopsNoFirstMessage(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	network := pgtest.NewProxy(t, dsn)
+	c := reopen(t, network.DSN)
+	d := pair(t, c.NewDevice())
+	ours, theirs := signaltest.NewPeer(d), signaltest.NewPeer(signaltest.NewMemoryDevice(c.NewDevice()))
+	group := types.NewJID("12345", types.GroupServer)
+	first, err := theirs.Meet(ctx, ours, []byte("hello")) // from what our device published
+	require.NoError(t, err)
+	distribution, err := theirs.JoinGroup(ctx, group)
+	require.NoError(t, err)
+	inGroup, err := theirs.SendGroup(ctx, group, []byte("hello, all"))
+	require.NoError(t, err)
+
+	network.Down()
+	got, err := ours.Receive(ctx, theirs.Address(), first)
+	require.NoError(t, err)
+	require.Equal(t, "hello", string(got))
+	began := time.Now()
+	require.NoError(t, ours.Welcome(ctx, group, theirs.Address(), distribution))
+	require.GreaterOrEqual(t, time.Since(began), pgstore.DefaultOutageWait, "the server sends it once")
+	got, err = ours.ReceiveGroup(ctx, group, theirs.Address(), inGroup)
+	require.NoError(t, err)
+	require.Equal(t, "hello, all", string(got))
+	network.Up()
+	require.NoError(t, c.Close())
+
+	d, err = reopen(t, dsn).GetDevice(ctx, *d.ID)
+	require.NoError(t, err)
+	ours = signaltest.NewPeer(d)
+	signaltest.Say(t, ours, theirs, "hello to you")
+	inGroup, err = theirs.SendGroup(ctx, group, []byte("still there"))
+	require.NoError(t, err)
+	got, err = ours.ReceiveGroup(ctx, group, theirs.Address(), inGroup)
+	require.NoError(t, err)
+	require.Equal(t, "still there", string(got))
+}
+
 func TestP7WritersBlockAtTheLimitAndGoOnWhenTheDatabaseIsBack(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Open(t)
