@@ -36,6 +36,7 @@ type table struct {
 	rows    map[string]map[string]int
 	flushes [][]testSegment
 	fail    func([]testSegment) error // before anything is applied
+	unsure  func([]testSegment) error // after everything was
 }
 
 func (tb *table) flush(_ context.Context, segments []testSegment) ([]error, error) {
@@ -52,6 +53,9 @@ func (tb *table) flush(_ context.Context, segments []testSegment) ([]error, erro
 			tb.rows[s.Lane] = make(map[string]int)
 		}
 		apply(tb.rows[s.Lane], s.Ops)
+	}
+	if tb.unsure != nil {
+		return nil, tb.unsure(segments)
 	}
 	return nil, nil
 }
@@ -500,53 +504,61 @@ func TestCloseDoesNotSayThatItWillTryAgain(t *testing.T) {
 	})
 }
 
-// Whatever fails in between, what is durable is always what some prefix of a lane's groups leaves, and in the end all of them.
+// Whatever fails in between, also after it was applied, what is durable of a lane is always what some prefix of its groups leaves, and in the end
+// all of them.
 func TestP3WhatIsDurableIsAlwaysAPrefix(t *testing.T) {
 	t.Parallel()
+	names := []string{"a", "b", "c"}
 	rapid.Check(t, func(t *rapid.T) {
 		tb := newTable()
-		failures := rapid.SliceOfN(rapid.Bool(), 0, 20).Draw(t, "failures")
-		prefixes := []map[string]int{{}}
-		model := map[string]int{}
-		tb.fail = func([]testSegment) error {
-			if len(failures) > 0 {
+		failing := func(label string) func([]testSegment) error {
+			failures := rapid.SliceOfN(rapid.Bool(), 0, 20).Draw(t, label)
+			return func([]testSegment) error {
+				if len(failures) == 0 {
+					return nil
+				}
 				fail := failures[0]
 				failures = failures[1:]
 				if fail {
 					return errors.New("away")
 				}
+				return nil
 			}
-			return nil
+		}
+		tb.fail, tb.unsure = failing("failures"), failing("lost answers")
+		prefixes, models := make(map[string][]map[string]int), make(map[string]map[string]int)
+		for _, name := range names {
+			prefixes[name], models[name] = []map[string]int{{}}, map[string]int{}
 		}
 		b, err := batcher.New(batcher.Config{
-			Interval: time.Microsecond, SegmentSize: 3, InitialBackoff: time.Microsecond, MaxBackoff: time.Microsecond,
+			Interval: time.Microsecond, SegmentSize: 3, BatchSize: 6, InitialBackoff: time.Microsecond, MaxBackoff: time.Microsecond,
 		}, tb.flush)
 		require.NoError(t, err)
-		l := b.Lane("a")
 		groups := rapid.SliceOfN(rapid.SliceOfN(rapid.Custom(func(t *rapid.T) testOp {
 			return testOp{
 				Kind:  batcher.OpKind(rapid.IntRange(0, 2).Draw(t, "kind")),
 				Key:   rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "key"),
 				Value: rapid.Int().Draw(t, "value"),
 			}
-		}), 1, 5), 1, 20).Draw(t, "groups")
+		}), 1, 5), 1, 30).Draw(t, "groups")
 		for _, group := range groups {
-			apply(model, group)
-			prefixes = append(prefixes, maps.Clone(model))
+			name := rapid.SampledFrom(names).Draw(t, "lane")
+			apply(models[name], group)
+			prefixes[name] = append(prefixes[name], maps.Clone(models[name]))
+			l := b.Lane(name)
 			require.NoError(t, l.Reserve(ctx, len(group)))
 			_, err := l.Add(len(group), group)
 			require.NoError(t, err)
-			tb.mu.Lock()
-			durable := maps.Clone(tb.rows["a"])
-			tb.mu.Unlock()
-			isPrefix := false
-			for _, p := range prefixes {
-				isPrefix = isPrefix || maps.Equal(p, durable)
+			for _, name := range names {
+				durable := tb.lane(name)
+				require.True(t, slices.ContainsFunc(prefixes[name], func(p map[string]int) bool { return maps.Equal(p, durable) }),
+					"durable of %s: %v, moments: %v", name, durable, prefixes[name])
 			}
-			require.True(t, isPrefix, "durable: %v, moments: %v", durable, prefixes)
 		}
 		require.NoError(t, b.Close(ctx))
-		require.True(t, maps.Equal(model, tb.lane("a")))
+		for _, name := range names {
+			require.True(t, maps.Equal(models[name], tb.lane(name)))
+		}
 	})
 }
 

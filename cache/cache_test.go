@@ -3,8 +3,10 @@ package cache_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -245,6 +247,74 @@ func TestP11EveryByteIsGivenBack(t *testing.T) {
 	d.flush(inst)
 	c.Forget(inst, errGone)
 	require.Zero(t, c.Stats().Bytes)
+}
+
+// Each writer reads what it has just written, and readers see no value go back, while everything is flushed and evicted under them.
+func TestP1ManyWriteAndReadWhileAllIsFlushedAndEvicted(t *testing.T) {
+	t.Parallel()
+	const rounds = 300
+	d := &disk{rows: map[cache.Key]string{}}
+	inst := open(t, newCache(1), d)
+	get := func(k cache.Key) int {
+		v, found, err := inst.Get(ctx, nil, k)
+		if err != nil {
+			t.Error(err)
+		}
+		if !found {
+			return 0
+		}
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			t.Error(err)
+		}
+		return n
+	}
+	var writers, others sync.WaitGroup
+	stop := make(chan struct{})
+	until := func(fn func()) {
+		others.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					fn()
+				}
+			}
+		})
+	}
+	for _, kind := range []cache.Type{resident, keysOnly, scoped, onDemand} {
+		for w := range 2 {
+			k := key(kind, fmt.Sprint("a", w))
+			writers.Go(func() {
+				for n := 1; n <= rounds; n++ {
+					put(t, inst, d, k, strconv.Itoa(n))
+					if got := get(k); got != n {
+						t.Errorf("%v is %d, not %d", k, got, n)
+						return
+					}
+				}
+			})
+			last := 0
+			until(func() {
+				now := get(k)
+				if now < last {
+					t.Errorf("%v went back from %d to %d", k, last, now)
+				}
+				last = now
+			})
+		}
+	}
+	until(func() { d.flush(inst) })
+	until(func() { inst.DropScope(scoped, "a") })
+	writers.Wait()
+	close(stop)
+	others.Wait()
+	d.flush(inst)
+	for k, v := range d.rows {
+		require.Equal(t, strconv.Itoa(rounds), v, "%v", k)
+	}
+	require.Len(t, d.rows, 8)
 }
 
 // Random writes, transactions, flushes, evictions and reopenings against a map.
