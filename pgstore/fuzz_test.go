@@ -316,13 +316,13 @@ var textMethods = []textMethod{
 	},
 	{
 		"DeleteAllSessions",
-		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) error {
 			if err := d.Sessions.PutManySessions(ctx, map[string][]byte{user(a) + ":0": raw, user(a) + "_1:0": raw}); err != nil {
 				return err
 			}
 			return d.Sessions.DeleteAllSessions(ctx, user(a))
 		},
-		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) (any, error) {
+		func(_ *pgstore.Container, d *store.Device, a, _ string, _ []byte) (any, error) {
 			gone, err1 := d.Sessions.HasSession(ctx, user(a)+":0")
 			other, err2 := d.Sessions.HasSession(ctx, user(a)+"_1:0")
 			return !gone && other, errors.Join(err1, err2)
@@ -361,7 +361,7 @@ var textMethods = []textMethod{
 				d.AppState.PutAppStateMutationMACs(ctx, "x"+a, 1, []store.AppStateMutationMAC{{IndexMAC: mac[:], ValueMAC: mac[:]}}),
 				d.AppState.DeleteAppStateVersion(ctx, "x"+a))
 		},
-		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) (any, error) {
+		func(_ *pgstore.Container, d *store.Device, a, _ string, _ []byte) (any, error) {
 			version, _, err := d.AppState.GetAppStateVersion(ctx, "x"+a)
 			return version == 0, err
 		}, wantTrue,

@@ -191,7 +191,7 @@ func (c *Container) retry(ctx context.Context, limit time.Duration, fn func(cont
 		}
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		defer context.AfterFunc(c.readsCtx, cancel)()
+		defer context.AfterFunc(c.readsCtx, cancel)() //nolint:contextcheck // it ends ctx, which comes from elsewhere
 		err := fn(ctx)
 		if err != nil && c.readsCtx.Err() != nil && unavailable(err) {
 			return ErrClosed
