@@ -21,8 +21,9 @@ type Batcher[L comparable, K comparable, V any] struct {
 
 	mu struct {
 		sync.Mutex
-		lanes     map[L]*Lane[L, K, V]
+		lanes     map[L]*Lane[L, K, V]        // those that have not stopped
 		active    map[*Lane[L, K, V]]struct{} // those with something in their queue
+		lost      map[string]*loss            // what stopped lanes could not save, by name
 		pending   int
 		reserved  int
 		blocked   int
@@ -36,11 +37,18 @@ type Batcher[L comparable, K comparable, V any] struct {
 	closeErr error
 }
 
+// loss is what is left of lanes of one name that stopped: no operation, only how many they were.
+type loss struct {
+	pending int
+	cause   error // why the last one stopped
+	again   bool  // a lane of that name has begun since
+}
+
 // Stats is a snapshot of a batcher's counters.
 type Stats struct {
 	Pending   int // operations that are not durable
 	Blocked   int // writers that wait for room
-	Stopped   int // lanes that stopped and were not removed
+	Stopped   int // lanes that stopped with something unsaved, and did not begin again
 	Flushes   int64
 	Flushed   int64 // operations
 	Retries   int64
@@ -57,13 +65,14 @@ func New[L comparable, K comparable, V any](cfg Config, flush FlushFunc[L, K, V]
 	b := &Batcher[L, K, V]{cfg: cfg, flush: flush, wake: make(chan struct{}, 1), cancel: cancel}
 	b.mu.lanes = make(map[L]*Lane[L, K, V])
 	b.mu.active = make(map[*Lane[L, K, V]]struct{})
+	b.mu.lost = make(map[string]*loss)
 	for range cfg.Flushers {
 		b.ended.Go(func() { b.run(ctx) })
 	}
 	return b, nil
 }
 
-// Lane returns the lane called name, a new one if there is none.
+// Lane returns the lane called name, a new one if there is none or the last one stopped.
 func (b *Batcher[L, K, V]) Lane(name L) *Lane[L, K, V] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -74,19 +83,28 @@ func (b *Batcher[L, K, V]) Lane(name L) *Lane[L, K, V] {
 			InitialInterval: b.cfg.InitialBackoff, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: b.cfg.MaxBackoff,
 		}
 		b.mu.lanes[name] = l
+		if lost := b.mu.lost[l.text()]; lost != nil {
+			lost.again = true
+		}
 	}
 	return l
 }
 
-// Flush returns when everything that was added before is durable. Lanes that stopped make it return their error.
+// Flush returns when everything that was added before is durable. A lane that stopped with something unsaved makes it return its
+// error, until a lane whose name reads the same has begun.
 func (b *Batcher[L, K, V]) Flush(ctx context.Context) error {
 	b.mu.Lock()
 	lanes := make([]*Lane[L, K, V], 0, len(b.mu.lanes))
 	for _, l := range b.mu.lanes {
 		lanes = append(lanes, l)
 	}
-	b.mu.Unlock()
 	var errs []error
+	for name, lost := range b.mu.lost {
+		if !lost.again {
+			errs = append(errs, fmt.Errorf("%s: %w", name, lost.cause))
+		}
+	}
+	b.mu.Unlock()
 	for _, l := range lanes {
 		if err := l.Barrier(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("%v: %w", l.name, err))
@@ -101,8 +119,8 @@ func (b *Batcher[L, K, V]) Stats() Stats {
 	defer b.mu.Unlock()
 	s := b.mu.stats
 	s.Pending, s.Blocked = b.mu.pending, b.mu.blocked
-	for _, l := range b.mu.lanes {
-		if l.Err() != nil {
+	for _, lost := range b.mu.lost {
+		if !lost.again {
 			s.Stopped++
 		}
 	}
@@ -142,9 +160,15 @@ func (b *Batcher[L, K, V]) close(ctx context.Context) error {
 	unsaved := &UnsavedError{Pending: make(map[string]int)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for name, lost := range b.mu.lost {
+		unsaved.Pending[name] = lost.pending
+		if !slices.ContainsFunc(causes, func(c error) bool { return errors.Is(c, lost.cause) }) {
+			causes = append(causes, lost.cause)
+		}
+	}
 	for _, l := range b.mu.lanes {
-		if n := l.pendingLocked(); n > 0 {
-			unsaved.Pending[fmt.Sprint(l.name)] = n
+		if n := l.pendingLocked(); n > 0 { // also what an earlier lane of that name has lost
+			unsaved.Pending[l.text()] += n
 		}
 		l.failLocked(ErrClosed)
 	}
@@ -229,20 +253,18 @@ func (b *Batcher[L, K, V]) pick() (picked []*Lane[L, K, V], next time.Duration) 
 
 func (b *Batcher[L, K, V]) flushPicked(ctx context.Context, picked []*Lane[L, K, V]) {
 	b.mu.Lock()
+	picked = slices.DeleteFunc(picked, func(l *Lane[L, K, V]) bool { return l.Err() != nil }) // stopped since
 	parts := make([]*part[K, V], len(picked))
 	segments := make([]Segment[L, K, V], len(picked))
 	wanted := false
 	for i, l := range picked {
-		if l.Err() != nil || len(l.queue) == 0 { // stopped since
-			parts[i] = newPart[K, V]()
-			continue
-		}
 		parts[i] = l.queue[0]
+		segments[i] = Segment[L, K, V]{Lane: l.name, Ops: parts[i].ops}
 		wanted = wanted || parts[i].wanted
 	}
 	b.mu.Unlock()
-	for i, l := range picked {
-		segments[i] = Segment[L, K, V]{Lane: l.name, Ops: parts[i].ops}
+	if len(picked) == 0 {
+		return
 	}
 
 	began := time.Now()
@@ -253,7 +275,7 @@ func (b *Batcher[L, K, V]) flushPicked(ctx context.Context, picked []*Lane[L, K,
 
 	if err == nil {
 		for i, l := range picked {
-			if (results == nil || results[i] == nil) && l.onDurable != nil && len(parts[i].ops) > 0 {
+			if (results == nil || results[i] == nil) && l.onDurable != nil {
 				l.onDurable(parts[i].ops)
 			}
 		}
@@ -268,7 +290,7 @@ func (b *Batcher[L, K, V]) flushPicked(ctx context.Context, picked []*Lane[L, K,
 		b.mu.restUntil = time.Now().Add(min(b.cfg.MaxRest, max(b.cfg.Interval, 3*took)))
 	}
 	if err != nil {
-		b.failedLocked(picked, err)
+		b.failedLocked(picked, err, ctx.Err() != nil)
 	} else {
 		for i, l := range picked {
 			l.flying = false
@@ -278,6 +300,7 @@ func (b *Batcher[L, K, V]) flushPicked(ctx context.Context, picked []*Lane[L, K,
 			}
 			b.durableLocked(l, parts[i])
 		}
+		b.hurryLocked()
 	}
 	b.openGateLocked()
 }
@@ -297,8 +320,10 @@ func (b *Batcher[L, K, V]) call(ctx context.Context, segments []Segment[L, K, V]
 }
 
 func (b *Batcher[L, K, V]) durableLocked(l *Lane[L, K, V], p *part[K, V]) {
-	if len(l.queue) == 0 || l.queue[0] != p {
-		return // the lane was stopped meanwhile
+	b.mu.stats.Flushed += int64(len(p.ops))
+	if l.Err() != nil { // stopped while this was on its way
+		l.savedLocked(len(p.ops))
+		return
 	}
 	l.queue = l.queue[1:]
 	if len(l.queue) == 0 {
@@ -308,21 +333,29 @@ func (b *Batcher[L, K, V]) durableLocked(l *Lane[L, K, V], p *part[K, V]) {
 		l.wanted--
 	}
 	l.since = time.Now()
-	l.alone, l.attempts, l.notBefore = false, 0, time.Time{}
+	l.alone, l.attempts, l.notBefore, l.hurried = false, 0, time.Time{}, false
 	l.backoff.Reset()
-	b.mu.stats.Flushed += int64(len(p.ops))
-	if l.Err() == nil {
-		b.mu.pending -= len(p.ops)
-		p.finish(nil)
+	b.mu.pending -= len(p.ops)
+	p.finish(nil)
+}
+
+// hurryLocked ends the delays of all lanes after a success: what they waited for is over. A lane that fails nevertheless is not
+// hurried again before it has succeeded, or the others would let it try without a pause.
+func (b *Batcher[L, K, V]) hurryLocked() {
+	for l := range b.mu.active {
+		if !l.notBefore.IsZero() && !l.hurried {
+			l.notBefore, l.hurried = time.Time{}, true
+		}
 	}
 }
 
-func (b *Batcher[L, K, V]) failedLocked(picked []*Lane[L, K, V], err error) {
+// failedLocked decides what becomes of lanes whose flush failed. At the end of the batcher nothing is tried again.
+func (b *Batcher[L, K, V]) failedLocked(picked []*Lane[L, K, V], err error, ended bool) {
 	permanent := b.cfg.Permanent(err)
 	for _, l := range picked {
 		l.flying = false
 		switch {
-		case l.Err() != nil:
+		case l.Err() != nil, ended && !permanent:
 		case permanent && len(picked) == 1:
 			b.stopLocked(l, err)
 		case permanent:

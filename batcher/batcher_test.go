@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -33,6 +36,7 @@ type table struct {
 	rows    map[string]map[string]int
 	flushes [][]testSegment
 	fail    func([]testSegment) error // before anything is applied
+	unsure  func([]testSegment) error // after everything was
 }
 
 func (tb *table) flush(_ context.Context, segments []testSegment) ([]error, error) {
@@ -49,6 +53,9 @@ func (tb *table) flush(_ context.Context, segments []testSegment) ([]error, erro
 			tb.rows[s.Lane] = make(map[string]int)
 		}
 		apply(tb.rows[s.Lane], s.Ops)
+	}
+	if tb.unsure != nil {
+		return nil, tb.unsure(segments)
 	}
 	return nil, nil
 }
@@ -234,8 +241,9 @@ func TestP10TheRefusedLaneStopsAndTheOthersPass(t *testing.T) {
 			Permanent: func(err error) bool { return errors.Is(err, refused) },
 			OnStop:    func(lane any, _ error) { stopped = append(stopped, lane) },
 		}, tb)
-		for _, name := range []string{"a", "guilty", "b"} {
-			add(t, b.Lane(name), put("k", 1))
+		guilty := b.Lane("guilty")
+		for _, l := range []*testLane{b.Lane("a"), guilty, b.Lane("b")} {
+			add(t, l, put("k", 1))
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -243,7 +251,9 @@ func TestP10TheRefusedLaneStopsAndTheOthersPass(t *testing.T) {
 		require.Equal(t, map[string]int{"k": 1}, tb.lane("b"))
 		require.Empty(t, tb.lane("guilty"))
 		require.Equal(t, []any{"guilty"}, stopped)
-		require.ErrorIs(t, b.Lane("guilty").Reserve(ctx, 1), refused)
+		require.ErrorIs(t, guilty.Reserve(ctx, 1), refused)
+		require.ErrorIs(t, b.Flush(ctx), refused)
+		require.Equal(t, 1, b.Stats().Stopped)
 		var unsaved *batcher.UnsavedError
 		require.ErrorAs(t, b.Close(ctx), &unsaved)
 		require.Equal(t, map[string]int{"guilty": 1}, unsaved.Pending)
@@ -272,6 +282,34 @@ func TestAHungFlushHoldsUpNoOtherLane(t *testing.T) {
 		require.NoError(t, hung.Wait(ctx))
 		require.NoError(t, b.Close(ctx))
 	})
+}
+
+// However much one lane has pending, another one's turn comes with the next flush.
+func TestABarrierDoesNotWaitForTheBacklogOfAnotherLane(t *testing.T) {
+	for _, batchSize := range []int{1, 2} { // one segment a flush, or one of each lane
+		synctest.Test(t, func(t *testing.T) {
+			tb := newTable()
+			const took = time.Second
+			b, err := batcher.New(batcher.Config{Flushers: 1, SegmentSize: 1, BatchSize: batchSize}, func(ctx context.Context, s []testSegment) ([]error, error) {
+				time.Sleep(took)
+				return tb.flush(ctx, s)
+			})
+			require.NoError(t, err)
+			big, small := b.Lane("big"), b.Lane("small")
+			for i := range 1000 {
+				add(t, big, put("k", i))
+			}
+			time.Sleep(took / 2)
+			for i := range 10 {
+				began := time.Now()
+				require.NoError(t, add(t, small, put("k", i)).Wait(ctx))
+				require.LessOrEqual(t, time.Since(began), 2*took)
+			}
+			require.Greater(t, big.Pending(), 900)
+			require.NoError(t, b.Close(ctx))
+			require.Equal(t, map[string]int{"k": 999}, tb.lane("big"))
+		})
+	}
 }
 
 func TestP7CloseSaysWhatItCouldNotSave(t *testing.T) {
@@ -311,53 +349,216 @@ func TestStopHandsOutWhatIsPending(t *testing.T) {
 	})
 }
 
-// Whatever fails in between, what is durable is always what some prefix of a lane's groups leaves, and in the end all of them.
+// life is a lane's name that a later one may share.
+type life struct{ name string }
+
+func (l *life) String() string { return l.name }
+
+func TestP7CloseCountsWhatAllLivesOfALaneLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gone := errors.New("gone")
+		b, err := batcher.New(batcher.Config{Interval: time.Hour, MaxRest: time.Hour}, func(context.Context, []batcher.Segment[*life, string, int]) ([]error, error) {
+			return nil, gone
+		})
+		require.NoError(t, err)
+		begin := func(n int) *batcher.Lane[*life, string, int] {
+			l := b.Lane(&life{"shop"})
+			for i := range n {
+				require.NoError(t, l.Reserve(ctx, 1))
+				_, err := l.Add(1, []testOp{put(string(rune('a'+i)), i)})
+				require.NoError(t, err)
+			}
+			return l
+		}
+		begin(3).Fail(gone)
+		require.ErrorIs(t, b.Flush(ctx), gone)
+		begin(2).Fail(gone)
+		begin(0)
+		require.NoError(t, b.Flush(ctx), "it was begun again")
+		require.Zero(t, b.Stats().Stopped)
+		begin(4)
+		limited, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		var unsaved *batcher.UnsavedError
+		require.ErrorAs(t, b.Close(limited), &unsaved)
+		require.Equal(t, map[string]int{"shop": 9}, unsaved.Pending)
+		require.ErrorIs(t, unsaved, gone)
+		require.ErrorIs(t, unsaved, context.DeadlineExceeded)
+	})
+}
+
+// A lane may be lost any number of times before the batcher is closed.
+func TestP11WhatALaneThatStoppedHeldIsLetGo(t *testing.T) {
+	t.Parallel()
+	b, err := batcher.New(batcher.Config{Interval: time.Hour, MaxRest: time.Hour}, func(context.Context, []batcher.Segment[string, string, *[1000]byte]) ([]error, error) {
+		return nil, nil
+	})
+	require.NoError(t, err)
+	held := func() weak.Pointer[[1000]byte] {
+		value := new([1000]byte)
+		l := b.Lane("a")
+		require.NoError(t, l.Reserve(ctx, 1))
+		_, err := l.Add(1, []batcher.Op[string, *[1000]byte]{{Key: "k", Value: value}})
+		require.NoError(t, err)
+		l.Fail(errors.New("gone"))
+		return weak.Make(value)
+	}()
+	runtime.GC()
+	require.Nil(t, held.Value())
+	require.Error(t, b.Close(ctx))
+}
+
+func TestAFlightThatArrivesAfterItsLaneStoppedIsNoLoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		hang := make(chan struct{})
+		b, err := batcher.New(batcher.Config{}, func(ctx context.Context, s []testSegment) ([]error, error) {
+			<-hang
+			return tb.flush(ctx, s)
+		})
+		require.NoError(t, err)
+		l := b.Lane("a")
+		gone := errors.New("gone")
+		ticket := add(t, l, put("k", 1))
+		time.Sleep(time.Second)
+		l.Fail(gone)
+		require.ErrorIs(t, b.Flush(ctx), gone)
+		close(hang)
+		synctest.Wait()
+		require.Equal(t, map[string]int{"k": 1}, tb.lane("a"))
+		require.ErrorIs(t, ticket.Wait(ctx), gone, "who was told so stays told so")
+		require.Zero(t, l.Pending())
+		require.NoError(t, b.Flush(ctx))
+		require.NoError(t, b.Close(ctx))
+	})
+}
+
+// After an outage the first lane that gets through calls the others, which would else sleep on for their own delay.
+func TestP3TheFirstSuccessAfterAnOutageEndsAllDelays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		var down atomic.Bool
+		guilty := atomic.Int64{}
+		down.Store(true)
+		tb.fail = func(s []testSegment) error {
+			if s[0].Lane == "guilty" {
+				guilty.Add(1)
+				return errors.New("its own fault")
+			}
+			if down.Load() {
+				return errors.New("away")
+			}
+			return nil
+		}
+		b := start(t, batcher.Config{BatchSize: 1, InitialBackoff: time.Second, MaxBackoff: time.Minute}, tb)
+		var tickets []batcher.Ticket
+		for _, name := range []string{"a", "b", "c", "d", "e"} { // each has its own, jittered delay
+			tickets = append(tickets, add(t, b.Lane(name), put("k", 1)))
+		}
+		add(t, b.Lane("guilty"), put("k", 1))
+		time.Sleep(10 * time.Minute)
+		down.Store(false)
+		var first time.Time
+		var last time.Time
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for _, ticket := range tickets {
+			wg.Go(func() {
+				if err := ticket.Wait(ctx); err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if first.IsZero() {
+					first = time.Now()
+				}
+				last = time.Now()
+			})
+		}
+		wg.Wait()
+		require.Equal(t, first, last)
+		// Who fails for a reason of its own keeps its delay, however often the others succeed.
+		before := guilty.Load()
+		for i := range 100 {
+			require.NoError(t, add(t, b.Lane("a"), put("k", i)).Wait(ctx))
+		}
+		require.LessOrEqual(t, guilty.Load()-before, int64(1))
+		b.Lane("guilty").Stop(errors.New("enough"))
+		require.NoError(t, b.Close(ctx))
+	})
+}
+
+func TestCloseDoesNotSayThatItWillTryAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		retries := 0
+		b, err := batcher.New(batcher.Config{OnRetry: func(error, int, time.Duration) { retries++ }}, func(ctx context.Context, _ []testSegment) ([]error, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		require.NoError(t, err)
+		add(t, b.Lane("a"), put("k", 1))
+		limited, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		require.Error(t, b.Close(limited))
+		require.Zero(t, retries)
+	})
+}
+
+// Whatever fails in between, also after it was applied, what is durable of a lane is always what some prefix of its groups leaves, and in the end
+// all of them.
 func TestP3WhatIsDurableIsAlwaysAPrefix(t *testing.T) {
 	t.Parallel()
+	names := []string{"a", "b", "c"}
 	rapid.Check(t, func(t *rapid.T) {
 		tb := newTable()
-		failures := rapid.SliceOfN(rapid.Bool(), 0, 20).Draw(t, "failures")
-		prefixes := []map[string]int{{}}
-		model := map[string]int{}
-		tb.fail = func([]testSegment) error {
-			if len(failures) > 0 {
+		failing := func(label string) func([]testSegment) error {
+			failures := rapid.SliceOfN(rapid.Bool(), 0, 20).Draw(t, label)
+			return func([]testSegment) error {
+				if len(failures) == 0 {
+					return nil
+				}
 				fail := failures[0]
 				failures = failures[1:]
 				if fail {
 					return errors.New("away")
 				}
+				return nil
 			}
-			return nil
+		}
+		tb.fail, tb.unsure = failing("failures"), failing("lost answers")
+		prefixes, models := make(map[string][]map[string]int), make(map[string]map[string]int)
+		for _, name := range names {
+			prefixes[name], models[name] = []map[string]int{{}}, map[string]int{}
 		}
 		b, err := batcher.New(batcher.Config{
-			Interval: time.Microsecond, SegmentSize: 3, InitialBackoff: time.Microsecond, MaxBackoff: time.Microsecond,
+			Interval: time.Microsecond, SegmentSize: 3, BatchSize: 6, InitialBackoff: time.Microsecond, MaxBackoff: time.Microsecond,
 		}, tb.flush)
 		require.NoError(t, err)
-		l := b.Lane("a")
 		groups := rapid.SliceOfN(rapid.SliceOfN(rapid.Custom(func(t *rapid.T) testOp {
 			return testOp{
 				Kind:  batcher.OpKind(rapid.IntRange(0, 2).Draw(t, "kind")),
 				Key:   rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "key"),
 				Value: rapid.Int().Draw(t, "value"),
 			}
-		}), 1, 5), 1, 20).Draw(t, "groups")
+		}), 1, 5), 1, 30).Draw(t, "groups")
 		for _, group := range groups {
-			apply(model, group)
-			prefixes = append(prefixes, maps.Clone(model))
+			name := rapid.SampledFrom(names).Draw(t, "lane")
+			apply(models[name], group)
+			prefixes[name] = append(prefixes[name], maps.Clone(models[name]))
+			l := b.Lane(name)
 			require.NoError(t, l.Reserve(ctx, len(group)))
 			_, err := l.Add(len(group), group)
 			require.NoError(t, err)
-			tb.mu.Lock()
-			durable := maps.Clone(tb.rows["a"])
-			tb.mu.Unlock()
-			isPrefix := false
-			for _, p := range prefixes {
-				isPrefix = isPrefix || maps.Equal(p, durable)
+			for _, name := range names {
+				durable := tb.lane(name)
+				require.True(t, slices.ContainsFunc(prefixes[name], func(p map[string]int) bool { return maps.Equal(p, durable) }),
+					"durable of %s: %v, moments: %v", name, durable, prefixes[name])
 			}
-			require.True(t, isPrefix, "durable: %v, moments: %v", durable, prefixes)
 		}
 		require.NoError(t, b.Close(ctx))
-		require.True(t, maps.Equal(model, tb.lane("a")))
+		for _, name := range names {
+			require.True(t, maps.Equal(models[name], tb.lane(name)))
+		}
 	})
 }
 

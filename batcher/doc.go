@@ -16,7 +16,7 @@
 //     of each lane the segment at its head. Seal these segments.
 //  2. Flush them, with no lock held.
 //  3. Those that are durable leave the queue and their waiters go on. The others
-//     stay at the head and are tried again after a jittered, growing delay.
+//     stay at the head and are tried again after a jittered, growing delay, which the success of another lane ends.
 //
 // A lane is due when somebody waits for one of its segments, when a segment is full, or when
 // its oldest write is older than Interval and the batcher has rested: after a
@@ -29,7 +29,8 @@
 //     what is durable is always a prefix of the lane's groups.
 //  2. A sealed segment never changes. A flush whose result is unknown is repeated with the same
 //     content, and newer writes, which are in later segments, win.
-//  3. No segment is dropped: it leaves the queue when it is durable, or with [Lane.Stop], which hands it out.
+//  3. No segment is dropped in silence: it leaves the queue when it is durable, with [Lane.Stop], which hands it out, or
+//     when its lane stops for good, of which [Batcher.Close] tells how much was lost.
 //
 // A failure for good (Config.Permanent) in a flush of several lanes does not say which lane is guilty: each of them
 // is then flushed alone, and one that fails alone is stopped, loudly, while the others pass.

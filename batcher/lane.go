@@ -21,6 +21,8 @@ type Lane[L comparable, K comparable, V any] struct {
 	flying    bool
 	alone     bool      // must be flushed without other lanes
 	notBefore time.Time // after a failure
+	hurried   bool      // a delay was ended early since the last success
+	unsaved   int       // operations that were pending when it stopped
 	backoff   *backoff.ExponentialBackOff
 	attempts  int
 	onDurable func([]Op[K, V])
@@ -179,12 +181,16 @@ func (l *Lane[L, K, V]) Pending() int {
 	return l.pendingLocked()
 }
 
-func (l *Lane[L, K, V]) pendingLocked() (n int) {
+func (l *Lane[L, K, V]) pendingLocked() int {
+	n := l.unsaved
 	for _, p := range l.queue {
 		n += len(p.ops)
 	}
 	return n
 }
+
+// text is the lane's name as people read it.
+func (l *Lane[L, K, V]) text() string { return fmt.Sprint(l.name) }
 
 // Err says why the lane stopped, or nil. It takes no lock.
 func (l *Lane[L, K, V]) Err() error {
@@ -194,8 +200,8 @@ func (l *Lane[L, K, V]) Err() error {
 	return nil
 }
 
-// Fail ends the lane as a flush that was refused does: who waits gets err, and so does every later call. What is
-// pending is kept and told by Close, but no longer counts as backlog.
+// Fail ends the lane as a flush that was refused does: who waits gets err, and so does every later call. How much was
+// pending is told by Close; it no longer occupies memory or counts as backlog.
 func (l *Lane[L, K, V]) Fail(err error) {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
@@ -203,40 +209,63 @@ func (l *Lane[L, K, V]) Fail(err error) {
 	l.b.openGateLocked()
 }
 
-// Stop ends the lane: who waits gets err, and so does every later call. It removes the lane
-// from the batcher and returns what was pending, in order. A flush that is under way is not waited for.
+// Stop ends the lane: who waits gets err, and so does every later call. It returns what was pending, in
+// order, and Close does not tell it. A flush that is under way is not waited for.
 func (l *Lane[L, K, V]) Stop(err error) []Op[K, V] {
 	b := l.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var ops []Op[K, V]
-	for _, p := range l.queue {
-		ops = append(ops, p.ops...)
-	}
-	l.failLocked(err)
-	l.queue, l.wanted = nil, 0
-	if b.mu.lanes[l.name] == l {
-		delete(b.mu.lanes, l.name)
-	}
+	ops := l.endLocked(err)
 	b.openGateLocked()
 	b.nudge()
 	return ops
 }
 
-// failLocked tells all who wait. What is pending stays in the queue, but not in the backlog that others wait for.
+// failLocked ends the lane and notes how much it could not save.
 func (l *Lane[L, K, V]) failLocked(err error) {
-	if l.stopped.CompareAndSwap(nil, &err) {
-		l.b.mu.pending -= l.pendingLocked()
-		delete(l.b.mu.active, l)
+	if l.Err() != nil {
+		return
 	}
-	if len(l.queue) == 0 && l.b.mu.lanes[l.name] == l {
-		delete(l.b.mu.lanes, l.name) // nothing of it is unsaved
+	if l.unsaved = len(l.endLocked(err)); l.unsaved == 0 {
+		return
+	}
+	lost := l.b.mu.lost[l.text()]
+	if lost == nil {
+		lost = new(loss)
+		l.b.mu.lost[l.text()] = lost
+	}
+	lost.pending += l.unsaved
+	lost.cause, lost.again = err, false
+}
+
+// savedLocked takes back what failLocked noted: it has arrived nevertheless.
+func (l *Lane[L, K, V]) savedLocked(n int) {
+	lost := l.b.mu.lost[l.text()]
+	if l.unsaved == 0 || lost == nil {
+		return
+	}
+	l.unsaved -= n
+	if lost.pending -= n; lost.pending == 0 {
+		delete(l.b.mu.lost, l.text())
+	}
+}
+
+// endLocked tells all who wait, and empties the lane. A lane that has ended has nothing more.
+func (l *Lane[L, K, V]) endLocked(err error) (pending []Op[K, V]) {
+	if !l.stopped.CompareAndSwap(nil, &err) {
+		return nil
 	}
 	for _, p := range l.queue {
-		if !p.finished() {
-			p.finish(l.Err())
-		}
+		pending = append(pending, p.ops...)
+		p.finish(err)
 	}
+	l.queue, l.wanted = nil, 0
+	l.b.mu.pending -= len(pending)
+	delete(l.b.mu.active, l)
+	if l.b.mu.lanes[l.name] == l {
+		delete(l.b.mu.lanes, l.name)
+	}
+	return pending
 }
 
 // dueAtLocked is when the lane wants to be flushed; ok is false if it has nothing to do.

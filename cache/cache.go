@@ -106,7 +106,7 @@ func (c *Cache[V]) Open(ctx context.Context, id string, fetcher Fetcher[V], open
 		}
 		inst := newInstance(c, id, fetcher)
 		if err := open(context.WithoutCancel(ctx), &Filler[V]{inst: inst}); err != nil {
-			inst.drop()
+			inst.drop(err)
 			return nil, err
 		}
 		c.mu.Lock()
@@ -134,9 +134,10 @@ func (c *Cache[V]) Lookup(id string) *Instance[V] {
 	return c.mu.instances[id]
 }
 
-// Forget removes inst, so that the next [Cache.Open] loads anew. Views of inst go on
-// working on what it held.
-func (c *Cache[V]) Forget(inst *Instance[V]) {
+// Forget removes inst, so that the next [Cache.Open] loads anew. Whoever still has inst gets cause from every run that
+// looks at it from now on, also from one that was under way and waited for the [Fetcher]: what
+// memory no longer holds must not look as if it did not exist.
+func (c *Cache[V]) Forget(inst *Instance[V], cause error) {
 	c.mu.Lock()
 	found := c.mu.instances[inst.id] == inst
 	if found {
@@ -144,7 +145,7 @@ func (c *Cache[V]) Forget(inst *Instance[V]) {
 	}
 	c.mu.Unlock()
 	if found {
-		inst.drop()
+		inst.drop(cause)
 	}
 }
 

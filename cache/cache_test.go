@@ -2,8 +2,11 @@ package cache_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -210,6 +213,28 @@ func TestP11EvictionNeverTakesAnUnflushedValue(t *testing.T) {
 	require.Equal(t, "value", got)
 }
 
+var errGone = errors.New("gone")
+
+// What was forgotten while its value was fetched is not what does not exist.
+func TestP8AForgottenInstanceDoesNotAnswerAbsent(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []cache.Type{resident, keysOnly, scoped, onDemand} {
+		k := key(kind, "a1")
+		d := &disk{rows: map[cache.Key]string{k: "v"}}
+		c := newCache(1)
+		inst := open(t, c, d)
+		d.inFetch = func() { c.Forget(inst, errGone) }
+		_, _, err := inst.Get(ctx, nil, k)
+		require.ErrorIs(t, err, errGone)
+		require.EqualValues(t, 1, c.Stats().Fetches)
+		for _, overlay := range []*cache.Overlay[string]{nil, new(cache.Overlay[string])} { // and from now on
+			_, _, err = inst.Get(ctx, overlay, k)
+			require.ErrorIs(t, err, errGone)
+		}
+		require.ErrorIs(t, inst.Update(ctx, nil, d.commit, func(*cache.View[string]) error { return nil }), errGone)
+	}
+}
+
 func TestP11EveryByteIsGivenBack(t *testing.T) {
 	t.Parallel()
 	d := &disk{rows: map[cache.Key]string{key(resident, "a"): "v"}}
@@ -220,8 +245,76 @@ func TestP11EveryByteIsGivenBack(t *testing.T) {
 	d.flush(inst)
 	put(t, inst, d, key(keysOnly, "c"), "longer")
 	d.flush(inst)
-	c.Forget(inst)
+	c.Forget(inst, errGone)
 	require.Zero(t, c.Stats().Bytes)
+}
+
+// Each writer reads what it has just written, and readers see no value go back, while everything is flushed and evicted under them.
+func TestP1ManyWriteAndReadWhileAllIsFlushedAndEvicted(t *testing.T) {
+	t.Parallel()
+	const rounds = 300
+	d := &disk{rows: map[cache.Key]string{}}
+	inst := open(t, newCache(1), d)
+	get := func(k cache.Key) int {
+		v, found, err := inst.Get(ctx, nil, k)
+		if err != nil {
+			t.Error(err)
+		}
+		if !found {
+			return 0
+		}
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			t.Error(err)
+		}
+		return n
+	}
+	var writers, others sync.WaitGroup
+	stop := make(chan struct{})
+	until := func(fn func()) {
+		others.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					fn()
+				}
+			}
+		})
+	}
+	for _, kind := range []cache.Type{resident, keysOnly, scoped, onDemand} {
+		for w := range 2 {
+			k := key(kind, fmt.Sprint("a", w))
+			writers.Go(func() {
+				for n := 1; n <= rounds; n++ {
+					put(t, inst, d, k, strconv.Itoa(n))
+					if got := get(k); got != n {
+						t.Errorf("%v is %d, not %d", k, got, n)
+						return
+					}
+				}
+			})
+			last := 0
+			until(func() {
+				now := get(k)
+				if now < last {
+					t.Errorf("%v went back from %d to %d", k, last, now)
+				}
+				last = now
+			})
+		}
+	}
+	until(func() { d.flush(inst) })
+	until(func() { inst.DropScope(scoped, "a") })
+	writers.Wait()
+	close(stop)
+	others.Wait()
+	d.flush(inst)
+	for k, v := range d.rows {
+		require.Equal(t, strconv.Itoa(rounds), v, "%v", k)
+	}
+	require.Len(t, d.rows, 8)
 }
 
 // Random writes, transactions, flushes, evictions and reopenings against a map.
@@ -288,7 +381,7 @@ func TestP1P2AgainstAModel(t *testing.T) {
 			"reopen": func(t *rapid.T) {
 				if overlay == nil {
 					d.flush(inst)
-					c.Forget(inst)
+					c.Forget(inst, errGone)
 					inst = open(t, c, d)
 				}
 			},

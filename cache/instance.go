@@ -44,7 +44,7 @@ type Instance[V any] struct {
 		scopes  map[Key]struct{} // loaded scopes, named by (type, scope)
 		fetches map[*fetch[V]]struct{}
 		version uint64
-		gone    bool
+		gone    error // why it was dropped, or nil
 	}
 }
 
@@ -139,6 +139,9 @@ func (inst *Instance[V]) attempt(overlay *Overlay[V], fetched *fetch[V], commit 
 		defer inst.mu.RUnlock()
 	}
 	view := &View[V]{inst: inst, base: overlay, fetched: fetched}
+	if inst.mu.gone != nil {
+		return view, inst.mu.gone
+	}
 	err := fn(view)
 	if view.missing != nil || err != nil {
 		return view, err
@@ -262,7 +265,7 @@ func (inst *Instance[V]) absentLocked(k Key) bool {
 }
 
 func (inst *Instance[V]) setLocked(k Key, e *entry[V]) {
-	if inst.mu.gone {
+	if inst.mu.gone != nil {
 		return
 	}
 	byID := inst.mu.entries[k.Type]
@@ -322,7 +325,8 @@ func (inst *Instance[V]) evict(secondChance bool) {
 	}
 }
 
-func (inst *Instance[V]) drop() {
+// drop lets go of all entries. The instance answers cause from now on.
+func (inst *Instance[V]) drop(cause error) {
 	inst.mu.Lock()
 	defer inst.mu.Unlock()
 	for _, byID := range inst.mu.entries {
@@ -331,5 +335,5 @@ func (inst *Instance[V]) drop() {
 		}
 	}
 	inst.mu.entries = make(map[Type]map[string]*entry[V])
-	inst.mu.gone = true
+	inst.mu.gone = cause
 }

@@ -155,6 +155,41 @@ func TestP6LookingDoesNotTakeBackWhatWasLost(t *testing.T) {
 	require.Error(t, a.Close())
 }
 
+// While a session that was evicted is fetched, another container takes the instance, and this one finds out.
+func TestP8AReadInFlightWhenTheInstanceIsLostIsNoAbsence(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	pool, w := watchedPool(t, dsn)
+	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{Pool: pool, MemoryBudget: 1})
+	require.NoError(t, err)
+	d := pair(t, c.NewDevice())
+	require.NoError(t, d.Sessions.PutSession(ctx, "1:0", sessionAt(1)))
+	require.NoError(t, c.Flush(ctx))
+	fetch, release := w.hold("AS want (key_type, key_id)")
+	defer release()
+	type answer struct {
+		session []byte
+		err     error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		session, err := d.Sessions.GetSession(ctx, "1:0")
+		answered <- answer{session, err}
+	}()
+	require.Eventually(t, func() bool { return fetch.held.Load() == 1 }, 10*time.Second, time.Millisecond)
+	_, err = reopen(t, dsn).GetDevice(ctx, *d.ID)
+	require.NoError(t, err)
+	require.NoError(t, d.Contacts.PutContactName(ctx, *d.ID, "first", "full")) // in memory whole: it is not fetched
+	require.ErrorIs(t, c.Flush(ctx), pgstore.ErrOwnershipLost)
+	require.Eventually(t, func() bool { return c.Stats().Cache.Instances == 0 }, 10*time.Second, time.Millisecond)
+	release()
+	got := <-answered
+	require.ErrorIs(t, got.err, pgstore.ErrOwnershipLost)
+	require.ErrorIs(t, got.err, context.Canceled)
+	require.Nil(t, got.session)
+	require.Error(t, c.Close(), "what it could not save is told")
+}
+
 func TestP8AReadInFlightAtCloseEnds(t *testing.T) {
 	t.Parallel()
 	network := pgtest.NewProxy(t, pgtest.Open(t))
@@ -176,10 +211,36 @@ func TestP8AReadInFlightAtCloseEnds(t *testing.T) {
 	}
 }
 
+// On a connection that hangs nothing ends by itself: neither a read, nor a Shutdown that would wait for it.
+func TestP8ShutdownObeysItsContextAndEndsReadsThatHang(t *testing.T) {
+	t.Parallel()
+	network := pgtest.NewProxy(t, pgtest.Open(t))
+	c, err := pgstore.New(ctx, network.DSN, nil)
+	require.NoError(t, err)
+	d := pair(t, c.NewDevice())
+	network.Hang()
+	read, first := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, _, err := d.MsgSecrets.GetMessageSecret(ctx, *d.ID, *d.ID, "A")
+		read <- err
+	}()
+	require.Eventually(t, func() bool { return c.Stats().Cache.Fetches > 0 }, 10*time.Second, time.Millisecond)
+	began := time.Now()
+	go func() { first <- c.Shutdown(within(t, time.Second)) }()
+	require.Eventually(t, func() bool { return errors.Is(d.NCTSalt.DeleteNCTSalt(ctx), pgstore.ErrClosed) }, 10*time.Second, time.Millisecond)
+	second := c.Shutdown(within(t, 100*time.Millisecond))
+	require.ErrorIs(t, second, context.DeadlineExceeded, "its own context, not that of the first call")
+	require.Empty(t, first)
+	require.ErrorIs(t, <-first, context.DeadlineExceeded, "the instance could not be marked as cleanly left")
+	require.Less(t, time.Since(began), 10*time.Second)
+	require.ErrorIs(t, <-read, pgstore.ErrClosed)
+	network.Heal()
+}
+
 func TestP8AWaitThatTheContextEndsMatchesCanceledWhateverEndedIt(t *testing.T) {
 	t.Parallel()
 	network := pgtest.NewProxy(t, pgtest.Open(t))
-	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: network.DSN, PendingLimit: 1})
+	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: network.DSN, PendingLimit: 1, DurableAcks: true})
 	require.NoError(t, err)
 	d := pair(t, c.NewDevice())
 	network.Down()
@@ -190,6 +251,7 @@ func TestP8AWaitThatTheContextEndsMatchesCanceledWhateverEndedIt(t *testing.T) {
 		d.Sessions.PutManySessions(ended, map[string][]byte{"1:0": sessionAt(1)}),
 		d.EventBuffer.DoDecryptionTxn(ended, func(ctx context.Context) error { return d.Sessions.PutSession(ctx, "1:0", sessionAt(1)) }),
 		d.NCTSalt.PutNCTSalt(within(t, 50*time.Millisecond), []byte("salt")),
+		d.EventBuffer.ClearBufferedEventPlaintext(within(t, 50*time.Millisecond), [32]byte{1}),
 		c.LIDMap.PutLIDMapping(within(t, 50*time.Millisecond), types.NewJID("1", types.HiddenUserServer), types.NewJID("1", types.DefaultUserServer)),
 	} {
 		require.ErrorIs(t, err, context.Canceled)

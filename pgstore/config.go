@@ -58,7 +58,7 @@ type Config struct {
 	Schema string
 	// SkipMigrations makes New fail with [ErrSchemaMissing] instead of migrating, for roles that may not create anything.
 	SkipMigrations bool
-	// Owner names this process in the instances table, for people. Defaults to host name and process id.
+	// Owner names this process in the instances table, for people: UTF-8 without NUL. Defaults to host name and process id.
 	Owner string
 
 	// FlushInterval is how long a write that nobody waits for may stay in memory before its
@@ -72,10 +72,10 @@ type Config struct {
 	// BatchSize is how many keys one flush writes at the most, over all instances. Defaults to [DefaultBatchSize].
 	BatchSize int
 	// PendingLimit is how many unflushed keys may wait in memory, over all instances; writers then block until half
-	// of them are flushed or their context ends. Defaults to [DefaultPendingLimit].
+	// of them are flushed or their context ends. As many LID pairs may wait besides. Defaults to [DefaultPendingLimit].
 	PendingLimit int
 	// MemoryBudget bounds the bytes of cached keys over all instances; unflushed ones may exceed it.
-	// Defaults to [DefaultMemoryBudget]; -1 means no bound.
+	// Of the LID map, one answer is kept per KB of it, which is about a tenth more. Defaults to [DefaultMemoryBudget]; -1 means no bound.
 	MemoryBudget int64
 
 	// SynchronousTypes names key types (values of the key_type column) whose writes return only when they are durable.
@@ -133,6 +133,7 @@ func (cfg Config) validate() error {
 	fault((cfg.DSN == "") == (cfg.Pool == nil), "exactly one of DSN and Pool must be set")
 	fault(cfg.Pool != nil && cfg.Pool.Config().MaxConns < 2, "Pool needs at least two connections")
 	fault(!schemaPattern.MatchString(cfg.Schema), "Schema %q must match %s", cfg.Schema, schemaPattern)
+	fault(!text(cfg.Owner).storable(), "Owner must be UTF-8 without NUL")
 	fault(cfg.FlushInterval < 0, "FlushInterval is %v, must be positive", cfg.FlushInterval)
 	fault(cfg.MaxRest < cfg.FlushInterval, "MaxRest is %v, must not be less than FlushInterval (%v)", cfg.MaxRest, cfg.FlushInterval)
 	fault(cfg.FlushTimeout < 0, "FlushTimeout is %v, must be positive", cfg.FlushTimeout)

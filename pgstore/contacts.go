@@ -81,7 +81,7 @@ func (s *deviceStore) PutContactName(ctx context.Context, user types.JID, firstN
 	return err
 }
 
-// PutAllContactNames implements [store.ContactStore]; of duplicates the first wins.
+// PutAllContactNames implements [store.ContactStore]; of duplicates the first wins. Thousands are stored in pieces, not as one group.
 func (s *deviceStore) PutAllContactNames(ctx context.Context, contacts []store.ContactEntry) error {
 	return changeContacts(ctx, s, contacts, func(e store.ContactEntry) types.JID { return e.JID }, func(e store.ContactEntry, c *contactValue) bool {
 		first, full := set(&c.FirstName, e.FirstName), set(&c.FullName, e.FullName)
@@ -89,32 +89,29 @@ func (s *deviceStore) PutAllContactNames(ctx context.Context, contacts []store.C
 	})
 }
 
-// PutManyRedactedPhones implements [store.ContactStore]; of duplicates the first wins.
+// PutManyRedactedPhones implements [store.ContactStore]; of duplicates the first wins. Thousands are stored in pieces, not as one group.
 func (s *deviceStore) PutManyRedactedPhones(ctx context.Context, entries []store.RedactedPhoneEntry) error {
 	return changeContacts(ctx, s, entries, func(e store.RedactedPhoneEntry) types.JID { return e.JID }, func(e store.RedactedPhoneEntry, c *contactValue) bool {
 		return set(&c.RedactedPhone, e.RedactedPhone)
 	})
 }
 
-// changeContacts edits many contacts as one group; a contact that is named is there afterwards.
+// changeContacts edits many contacts; a contact that is named is there afterwards.
 func changeContacts[E any](ctx context.Context, s *deviceStore, entries []E, jid func(E) types.JID, edit func(E, *contactValue) bool) error {
-	if len(entries) == 0 {
-		return nil
-	}
-	return s.write(ctx, patienceNone, func(v *view) error {
-		seen := make(map[types.JID]struct{}, len(entries))
-		for _, e := range entries {
-			if _, dup := seen[jid(e)]; dup {
-				continue
-			}
+	seen := make(map[types.JID]struct{}, len(entries))
+	firsts := make([]E, 0, len(entries))
+	for _, e := range entries {
+		if _, dup := seen[jid(e)]; !dup {
 			seen[jid(e)] = struct{}{}
-			k := contactKey(jid(e))
-			stored, ok := v.Get(k)
-			if contact := copyContact(jid(e), stored, ok); edit(e, contact) || !ok {
-				v.Put(k, contact)
-			}
+			firsts = append(firsts, e)
 		}
-		return nil
+	}
+	return writeInPieces(ctx, s, firsts, func(v *view, e E) {
+		k := contactKey(jid(e))
+		stored, ok := v.Get(k)
+		if contact := copyContact(jid(e), stored, ok); edit(e, contact) || !ok {
+			v.Put(k, contact)
+		}
 	})
 }
 

@@ -47,11 +47,14 @@ type Container struct {
 	unprepared  atomic.Bool     // prepared statements are of no use here
 	merged      atomic.Int64
 	refused     atomic.Int64
-	closeOnce   sync.Once
 	tasks       sync.WaitGroup // background work, ended by stopTasks
 	tasksCtx    context.Context
 	stopTasks   context.CancelFunc
-	closeErr    error
+	readsCtx    context.Context // ends what Shutdown found waiting for the database
+	stopReads   context.CancelFunc
+	closing     atomic.Bool   // somebody is in Shutdown, or was
+	closeDone   chan struct{} // closed at its end
+	closeErr    error         // set before
 }
 
 var _ store.DeviceContainer = (*Container)(nil)
@@ -71,12 +74,13 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	c := &Container{cfg: cfg, schema: `"` + cfg.Schema + `"`, pool: cfg.Pool}
+	c := &Container{cfg: cfg, schema: `"` + cfg.Schema + `"`, pool: cfg.Pool, closeDone: make(chan struct{})}
 	c.mu.instances = make(map[string]*instance)
 	for _, name := range cfg.SynchronousTypes {
 		c.synchronous[typesByName[name]] = true
 	}
 	c.tasksCtx, c.stopTasks = context.WithCancel(context.Background())
+	c.readsCtx, c.stopReads = context.WithCancel(context.Background())
 	if c.pool == nil {
 		pool, err := openPool(ctx, cfg.DSN)
 		if err != nil {
@@ -116,7 +120,7 @@ func (c *Container) start(ctx context.Context) error {
 		Interval:     c.cfg.FlushInterval,
 		MaxRest:      c.cfg.MaxRest,
 		FlushTimeout: c.cfg.FlushTimeout,
-		SegmentSize:  min(DefaultBatchSize/5, c.cfg.BatchSize),
+		SegmentSize:  c.segmentSize(),
 		BatchSize:    c.cfg.BatchSize,
 		PendingLimit: c.cfg.PendingLimit,
 		Permanent:    permanent,
@@ -132,6 +136,9 @@ func (c *Container) start(ctx context.Context) error {
 	}, c.flush)
 	return err
 }
+
+// segmentSize is how many keys of one instance a flush writes at the most, if they are not one group.
+func (c *Container) segmentSize() int { return min(DefaultBatchSize/5, c.cfg.BatchSize) }
 
 // openPool opens a pool with a sensible connect timeout and TCP keep-alive where the DSN names none.
 func openPool(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
@@ -159,8 +166,14 @@ func openPool(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-// Flush returns when all that was written before the call is durable, or with the context's error.
-func (c *Container) Flush(ctx context.Context) error { return c.writes.Flush(ctx) }
+// Flush returns when all that was written before the call is durable, LID pairs included, or with the context's error. An instance that
+// stopped with something unsaved makes it fail until it is taken again.
+func (c *Container) Flush(ctx context.Context) error {
+	if c.closed() {
+		return ErrClosed
+	}
+	return errors.Join(c.writes.Flush(ctx), c.LIDMap.flush(ctx))
+}
 
 // closeTimeout is how long Close waits for the database.
 const closeTimeout = 30 * time.Second
@@ -178,31 +191,51 @@ func (c *Container) Close() error {
 // Shutdown makes every pending write durable, marks the instances as cleanly left and closes the pool
 // if the container opened it. Call it after the clients have disconnected. It may be called more than once. When
 // the context ends first, the error is a [*batcher.UnsavedError] that says how many writes of which instance are lost.
-// From then on every store fails with [ErrClosed].
+// From then on every store fails with [ErrClosed], and so does a call that still waits for the database.
 func (c *Container) Shutdown(ctx context.Context) error {
-	c.closeOnce.Do(func() {
-		c.mu.Lock()
-		c.ended.Store(true)
-		instances := make([]*instance, 0, len(c.mu.instances))
-		for _, in := range c.mu.instances {
-			instances = append(instances, in)
-		}
-		c.mu.Unlock()
-		c.stopTasks()
-		c.tasks.Wait()
-		for _, in := range instances {
-			in.dropOpenGroups()
-		}
-		err := errors.Join(c.writes.Close(ctx), c.markClean(ctx, instances), c.LIDMap.close(ctx))
-		for _, in := range instances {
-			in.stop(ErrClosed)
-		}
-		if c.ownPool {
+	if c.closing.CompareAndSwap(false, true) {
+		c.closeErr = c.shutdown(ctx)
+		close(c.closeDone)
+		return c.closeErr
+	}
+	select {
+	case <-c.closeDone:
+		return c.closeErr
+	case <-ctx.Done():
+		return fmt.Errorf("%w: another call of Shutdown has not ended: %w", ErrUnavailable, context.Cause(ctx))
+	}
+}
+
+func (c *Container) shutdown(ctx context.Context) error {
+	c.mu.Lock()
+	c.ended.Store(true)
+	instances := make([]*instance, 0, len(c.mu.instances))
+	for _, in := range c.mu.instances {
+		instances = append(instances, in)
+	}
+	c.mu.Unlock()
+	c.stopTasks()
+	c.tasks.Wait()
+	for _, in := range instances {
+		in.dropOpenGroups()
+	}
+	err := errors.Join(c.writes.Close(ctx), c.markClean(ctx, instances), c.LIDMap.close(ctx))
+	for _, in := range instances {
+		in.stop(ErrClosed)
+	}
+	c.stopReads()
+	if c.ownPool {
+		closed := make(chan struct{})
+		go func() { // it waits for every connection, and one that hangs takes its time
 			c.pool.Close()
+			close(closed)
+		}()
+		select {
+		case <-closed:
+		case <-ctx.Done():
 		}
-		c.closeErr = err
-	})
-	return c.closeErr
+	}
+	return err
 }
 
 // background runs fn in a goroutine whose context Shutdown ends, and which Shutdown waits for.
@@ -262,6 +295,7 @@ func (c *Container) instance(ctx context.Context, id string) (*instance, error) 
 	}
 }
 
+// forget lets go of an instance that has failed. A call that is still reading it gets the failure.
 func (c *Container) forget(in *instance) {
 	c.mu.Lock()
 	if c.mu.instances[in.id] == in {
@@ -269,6 +303,6 @@ func (c *Container) forget(in *instance) {
 	}
 	c.mu.Unlock()
 	if in.keys != nil {
-		c.cache.Forget(in.keys)
+		c.cache.Forget(in.keys, in.failure())
 	}
 }

@@ -62,6 +62,8 @@ func checkDevice(d *store.Device) error {
 	}
 	fault := func(what string) error { return fmt.Errorf("%w: device: %s", ErrInvalidInput, what) }
 	switch {
+	case !storableUser(d.ID.User) || !storableUser(d.LID.User):
+		return fault("ID or LID is too long")
 	case d.NoiseKey == nil || d.NoiseKey.Priv == nil:
 		return fault("NoiseKey is missing")
 	case d.IdentityKey == nil || d.IdentityKey.Priv == nil:
@@ -125,12 +127,15 @@ func (j *deviceJSON) isOf(d *store.Device) bool {
 	return string(j.JID) == d.ID.String() && same(j.NoiseKey, d.NoiseKey) && same(j.IdentityKey, d.IdentityKey)
 }
 
+// whole says whether the keys are there.
+func (j *deviceJSON) whole() bool {
+	return j != nil && len(j.NoiseKey) == keyLength && len(j.IdentityKey) == keyLength &&
+		len(j.SignedPreKey) == keyLength && len(j.SignedPreKeySignature) == signatureLength
+}
+
 // device makes a *store.Device of stored credentials; nothing of it is shared.
 func (c *Container) device(id string, j *deviceJSON) (*store.Device, error) {
-	if j == nil {
-		return nil, fmt.Errorf("%w: creds: no device", ErrCorrupt)
-	}
-	if len(j.NoiseKey) != keyLength || len(j.IdentityKey) != keyLength || len(j.SignedPreKey) != keyLength || len(j.SignedPreKeySignature) != signatureLength {
+	if !j.whole() {
 		return nil, fmt.Errorf("%w: creds: a key has the wrong length", ErrCorrupt)
 	}
 	jid, err := types.ParseJID(string(j.JID))
@@ -328,7 +333,7 @@ func (c *Container) GetAllDevices(ctx context.Context) ([]*store.Device, error) 
 }
 
 func (c *Container) readDevice(id string, data []byte) (*store.Device, error) {
-	v, err := decode(typeCreds, data)
+	v, err := decodeKey(deviceKey, data)
 	if err != nil {
 		return nil, err
 	}
@@ -508,7 +513,7 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 func (c *Container) storedDevice(ctx context.Context, id string) (stored *deviceJSON, err error) {
 	err = c.read(ctx, `SELECT data::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = 'creds' AND key_id = 'device'`,
 		[]any{id}, func() { stored = nil }, func(rows pgx.Rows) error {
-			v, err := decode(typeCreds, bytes.Clone(rows.RawValues()[0]))
+			v, err := decodeKey(deviceKey, bytes.Clone(rows.RawValues()[0]))
 			if err == nil {
 				stored = v.(*credsValue).Device
 			}

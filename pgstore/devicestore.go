@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
@@ -180,6 +181,27 @@ func (s *deviceStore) put(ctx context.Context, wait patience, k cache.Key, v val
 		w.Put(k, v)
 		return nil
 	})
+}
+
+// writeInPieces writes many values that do not stand or fall together, in order: as groups of no more than a segment, since one
+// group is flushed whole and a flush has to fit the server's statement_timeout. If it fails, the pieces before are stored.
+func writeInPieces[E any](ctx context.Context, s *deviceStore, entries []E, write func(*view, E)) error {
+	for piece := range slices.Chunk(entries, s.c.segmentSize()) {
+		in, err := s.instance(ctx)
+		if err != nil {
+			return err
+		}
+		err = in.writeMany(ctx, patienceNone, len(piece), func(v *view) error {
+			for _, e := range piece {
+				write(v, e)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // remove deletes keys; those that do not exist cost nothing.

@@ -1,17 +1,20 @@
 package pgstore_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"go.mau.fi/whatsmeow/store"
 
+	"github.com/wataki/whatsmeow-pgstore/batcher"
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
@@ -124,6 +127,43 @@ func TestWorksForARoleThatMayNotCreateAnything(t *testing.T) {
 		"GRANT USAGE ON ALL SEQUENCES IN SCHEMA whatsmeow TO "+name))
 	life(t, asRole)
 	life(t, asRole, func(cfg *pgstore.Config) { cfg.SkipMigrations = true })
+}
+
+// Rights that are taken away under a running bot stop what needs them, loudly, and only that.
+func TestP10RevokedRightsStopTheInstancesLoudly(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	require.NoError(t, reopen(t, dsn).Close()) // migrates
+	name, asRole := role(t, dsn)
+	require.NoError(t, execSQL(t, dsn,
+		"GRANT USAGE ON SCHEMA whatsmeow TO "+name,
+		"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA whatsmeow TO "+name,
+		"GRANT USAGE ON ALL SEQUENCES IN SCHEMA whatsmeow TO "+name))
+	var logged lockedBuffer
+	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: asRole, Logger: textLogger(&logged)})
+	require.NoError(t, err)
+	devices := []*store.Device{pair(t, c.NewDevice()), pair(t, c.NewDevice())}
+	require.NoError(t, execSQL(t, dsn, "REVOKE INSERT, UPDATE, DELETE ON whatsmeow.auth_keys, whatsmeow.lid_map FROM "+name))
+	for _, d := range devices {
+		err := d.Sessions.PutManySessions(ctx, map[string][]byte{"1:0": sessionAt(1)})
+		require.ErrorIs(t, err, pgstore.ErrRefused, "the message does not leave")
+		_, err = d.Sessions.GetSession(ctx, "1:0")
+		require.ErrorIs(t, err, pgstore.ErrRefused)
+		require.ErrorIs(t, err, context.Canceled)
+		require.Eventually(t, func() bool {
+			return strings.Contains(logged.String(), `msg="pgstore: instance stopped" instance=`+d.ID.String())
+		}, 10*time.Second, time.Millisecond)
+	}
+	require.ErrorIs(t, putPair(ctx, c, 1), pgstore.ErrRefused)
+	require.ErrorIs(t, c.Flush(ctx), pgstore.ErrRefused)
+	require.NoError(t, execSQL(t, dsn, "GRANT INSERT, UPDATE, DELETE ON whatsmeow.auth_keys, whatsmeow.lid_map TO "+name))
+	again, err := c.GetDevice(ctx, *devices[0].ID)
+	require.NoError(t, err, "whoever takes it again goes on")
+	require.NoError(t, again.Sessions.PutManySessions(ctx, map[string][]byte{"1:0": sessionAt(1)}))
+	require.NoError(t, putPair(ctx, c, 1))
+	var unsaved *batcher.UnsavedError
+	require.ErrorAs(t, c.Close(), &unsaved)
+	require.Len(t, unsaved.Pending, 2)
 }
 
 func TestWorksWithSeveralHosts(t *testing.T) {

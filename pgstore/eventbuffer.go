@@ -92,7 +92,7 @@ func (s *deviceStore) ClearBufferedEventPlaintext(ctx context.Context, ciphertex
 	if err != nil || !s.c.cfg.DurableAcks || in.transactionOf(ctx) != nil {
 		return err
 	}
-	return in.translate(in.lane.Barrier(ctx))
+	return in.waited(ctx, in.lane.Barrier(ctx))
 }
 
 // DeleteOldBufferedHashes implements [store.EventBuffer], for all instances that this container has taken.
@@ -123,10 +123,11 @@ func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
 const pruneChunk = 500
 
 // prune deletes events that were inserted before cutoff: through the instance's own lane, as every write. One
-// that was stored anew since it was listed stays.
+// that was stored anew since it was listed stays. One whose time cannot be read is listed, too, and so found and set aside.
 func (in *instance) prune(ctx context.Context, t cache.Type, cutoff time.Time) error {
 	var old []string
-	err := in.c.read(ctx, `SELECT key_id FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2 AND (data->>'insert_ms')::bigint < $3`,
+	err := in.c.read(ctx, `SELECT key_id FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2
+		AND CASE WHEN jsonb_typeof(data->'insert_ms') = 'number' THEN (data->>'insert_ms')::numeric < $3 ELSE true END`,
 		[]any{in.id, typeName(t), cutoff.UnixMilli()}, func() { old = nil }, func(rows pgx.Rows) error {
 			var id string
 			err := rows.Scan(&id)

@@ -77,6 +77,83 @@ func TestP7AnOutageStopsNoMessageAndDropsNothing(t *testing.T) {
 	require.Equal(t, string(session), scalar[string](t, dsn, `SELECT data->>'record' FROM whatsmeow.auth_keys WHERE key_type = 'session'`))
 }
 
+// Of two keys that are raised in turn during an outage, the table never shows the second ahead of the first, nor behind it by more than one.
+func TestP3WhatWaitedInAnOutageIsSavedInOrder(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	network := pgtest.NewProxy(t, dsn)
+	c := reopen(t, network.DSN, behind, func(cfg *pgstore.Config) { cfg.BatchSize = 10 }) // so that many segments wait
+	d := pair(t, c.NewDevice())
+	jid := func(user string) types.JID { return types.NewJID(user, types.DefaultUserServer) }
+	network.Down()
+	const rounds = 1000
+	for n := range rounds {
+		for _, user := range []string{"a", "b", fmt.Sprint("filler ", n)} {
+			require.NoError(t, d.Contacts.PutContactName(ctx, jid(user), "", fmt.Sprint(n+1)))
+		}
+	}
+	conn, err := pgx.Connect(ctx, dsn)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(ctx)) }()
+	network.Up()
+	flushed := make(chan error, 1)
+	go func() { flushed <- c.Flush(within(t, time.Minute)) }()
+	moments := map[int]bool{}
+	for last := 0; last < rounds; {
+		var a, b int
+		require.NoError(t, conn.QueryRow(ctx, `SELECT
+			coalesce(max((data->>'full_name')::int) FILTER (WHERE key_id LIKE 'a@%'), 0), coalesce(max((data->>'full_name')::int) FILTER (WHERE key_id LIKE 'b@%'), 0)
+			FROM whatsmeow.auth_keys WHERE key_type = 'contact'`).Scan(&a, &b))
+		require.GreaterOrEqual(t, a, b)
+		require.GreaterOrEqual(t, b, a-1)
+		require.GreaterOrEqual(t, a, last)
+		last = b
+		moments[a] = true
+	}
+	require.NoError(t, <-flushed)
+	require.Greater(t, len(moments), 3, "it was watched on its way")
+}
+
+// With the default settings, too, an outage stops no first message of a new contact, and no sender key of a group, after OutageWait.
+func TestP7AnOutageStopsNoFirstMessage(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	network := pgtest.NewProxy(t, dsn)
+	c := reopen(t, network.DSN)
+	d := pair(t, c.NewDevice())
+	ours, theirs := signaltest.NewPeer(d), signaltest.NewPeer(signaltest.NewMemoryDevice(c.NewDevice()))
+	group := types.NewJID("12345", types.GroupServer)
+	first, err := theirs.Meet(ctx, ours, []byte("hello")) // from what our device published
+	require.NoError(t, err)
+	distribution, err := theirs.JoinGroup(ctx, group)
+	require.NoError(t, err)
+	inGroup, err := theirs.SendGroup(ctx, group, []byte("hello, all"))
+	require.NoError(t, err)
+
+	network.Down()
+	got, err := ours.Receive(ctx, theirs.Address(), first)
+	require.NoError(t, err)
+	require.Equal(t, "hello", string(got))
+	began := time.Now()
+	require.NoError(t, ours.Welcome(ctx, group, theirs.Address(), distribution))
+	require.GreaterOrEqual(t, time.Since(began), pgstore.DefaultOutageWait, "the server sends it once")
+	got, err = ours.ReceiveGroup(ctx, group, theirs.Address(), inGroup)
+	require.NoError(t, err)
+	require.Equal(t, "hello, all", string(got))
+	network.Up()
+	require.NoError(t, c.Close())
+
+	d, err = reopen(t, dsn).GetDevice(ctx, *d.ID)
+	require.NoError(t, err)
+	ours = signaltest.NewPeer(d)
+	signaltest.Say(t, ours, theirs, "hello to you")
+	inGroup, err = theirs.SendGroup(ctx, group, []byte("still there"))
+	require.NoError(t, err)
+	got, err = ours.ReceiveGroup(ctx, group, theirs.Address(), inGroup)
+	require.NoError(t, err)
+	require.Equal(t, "still there", string(got))
+}
+
 func TestP7WritersBlockAtTheLimitAndGoOnWhenTheDatabaseIsBack(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Open(t)
@@ -238,6 +315,7 @@ func TestP10WhatDoesNotPassStopsThatInstanceAlone(t *testing.T) {
 		"bad data":     func(t *testing.T, dsn, instance string) { failWith(t, dsn, "22P05", instance) },
 		"foreign key":  func(t *testing.T, dsn, instance string) { failWith(t, dsn, "23503", instance) },
 		"not a column": func(t *testing.T, dsn, instance string) { failWith(t, dsn, "42703", instance) },
+		"too much":     func(t *testing.T, dsn, instance string) { failWith(t, dsn, "54000", instance) },
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -346,7 +424,7 @@ func TestP3AHugeBacklogGoesOutInPiecesAndHoldsUpNobodyElse(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Open(t)
 	network := pgtest.NewProxy(t, dsn)
-	c := reopen(t, withQuery(t, network.DSN, "statement_timeout", "5s"), behind)
+	c := reopen(t, withQuery(t, network.DSN, "statement_timeout", "300ms"), behind)
 	big, small := pair(t, c.NewDevice()), pair(t, c.NewDevice())
 	network.Down()
 	const keys = 100_000
@@ -362,10 +440,60 @@ func TestP3AHugeBacklogGoesOutInPiecesAndHoldsUpNobodyElse(t *testing.T) {
 	network.Up()
 	_, err := small.PreKeys.GenOnePreKey(within(t, 60*time.Second))
 	require.NoError(t, err)
-	require.Positive(t, c.Stats().Batcher.Pending, "the other's barrier came through first")
+	up := c.Stats().Batcher
+	require.Positive(t, up.Pending, "the other's barrier came through first")
 	require.NoError(t, c.Flush(within(t, 2*time.Minute)))
+	require.Equal(t, up.Retries, c.Stats().Batcher.Retries, "every piece fitted the statement_timeout")
 	require.GreaterOrEqual(t, c.Stats().Batcher.Flushes-before, int64(keys/1000), "in pieces")
 	require.Equal(t, keys, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'contact'`))
+}
+
+// A first history sync names tens of thousands in one call, which no statement_timeout would let through as one group.
+func TestP3AHugeCallGoesOutInPieces(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	c := reopen(t, withQuery(t, dsn, "statement_timeout", "300ms"), behind)
+	d := pair(t, c.NewDevice())
+	const keys = 50_000
+	var contacts []store.ContactEntry
+	var phones []store.RedactedPhoneEntry
+	var secrets []store.MessageSecretInsert
+	var tokens []store.PrivacyToken
+	for i := range keys {
+		jid := types.NewJID(fmt.Sprint(i), types.DefaultUserServer)
+		contacts = append(contacts, store.ContactEntry{JID: jid, FirstName: "first"})
+		phones = append(phones, store.RedactedPhoneEntry{JID: jid, RedactedPhone: "+1"})
+		secrets = append(secrets, store.MessageSecretInsert{Chat: jid, Sender: jid, ID: "A", Secret: []byte("first")})
+		tokens = append(tokens, store.PrivacyToken{User: jid, Token: []byte("first"), Timestamp: time.Unix(2, 0)})
+	}
+	// Those that are named again, much later in the call.
+	contacts = append(contacts, store.ContactEntry{JID: contacts[0].JID, FirstName: "second"})
+	secrets = append(secrets, store.MessageSecretInsert{Chat: contacts[0].JID, Sender: contacts[0].JID, ID: "A", Secret: []byte("second")})
+	tokens = append(tokens, store.PrivacyToken{User: contacts[0].JID, Token: []byte("older"), Timestamp: time.Unix(1, 0)})
+	for _, call := range []struct {
+		keyType string
+		put     func() error
+	}{
+		{"contact", func() error { return d.Contacts.PutAllContactNames(ctx, contacts) }},
+		{"contact", func() error { return d.Contacts.PutManyRedactedPhones(ctx, phones) }},
+		{"message_secret", func() error { return d.MsgSecrets.PutMessageSecrets(ctx, secrets) }},
+		{"privacy_token", func() error { return d.PrivacyTokens.PutPrivacyTokens(ctx, tokens...) }},
+	} {
+		before := c.Stats().Batcher.Flushes
+		require.NoError(t, call.put(), call.keyType)
+		require.NoError(t, c.Flush(within(t, time.Minute)), call.keyType)
+		require.GreaterOrEqual(t, c.Stats().Batcher.Flushes-before, int64(keys/1000), "in pieces")
+		require.Equal(t, keys, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = $1`, call.keyType))
+	}
+	contact, err := d.Contacts.GetContact(ctx, contacts[0].JID)
+	require.NoError(t, err)
+	require.Equal(t, types.ContactInfo{Found: true, FirstName: "first", RedactedPhone: "+1"}, contact)
+	secret, _, err := d.MsgSecrets.GetMessageSecret(ctx, contacts[0].JID, contacts[0].JID, "A")
+	require.NoError(t, err)
+	require.Equal(t, "first", string(secret))
+	token, err := d.PrivacyTokens.GetPrivacyToken(ctx, contacts[0].JID)
+	require.NoError(t, err)
+	require.Equal(t, "first", string(token.Token))
 }
 
 func TestP9ADeviceDeletedWhileItIsFlushedStaysDeleted(t *testing.T) {

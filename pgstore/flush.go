@@ -20,6 +20,7 @@ import (
 //     repeated or foreign flush finds another epoch, seq or timeline and changes nothing.
 //  2. op: the writes of those lanes alone.
 //  3. Delete, upsert and insert them. A key occurs once per segment and a lane once per flush, so the three do not meet.
+//     What is inserted gives way to a row that is there (message secrets), unless that has nothing to be read.
 //
 // Lanes and keys are sorted, so that two flushes lock rows in one order. What is reported as durable
 // is on disk, also in a database that commits asynchronously by default.
@@ -42,9 +43,10 @@ WITH lane AS (
     SELECT id, key_type, key_id, data::jsonb, seq FROM op WHERE op = 0
     ON CONFLICT (instance_id, key_type, key_id) DO UPDATE SET data = excluded.data, seq = excluded.seq, updated_at = now()
 ), first AS (
-    INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq)
+    INSERT INTO {schema}.auth_keys AS k (instance_id, key_type, key_id, data, seq)
     SELECT id, key_type, key_id, data::jsonb, seq FROM op WHERE op = 1
-    ON CONFLICT (instance_id, key_type, key_id) DO NOTHING
+    ON CONFLICT (instance_id, key_type, key_id) DO UPDATE SET data = excluded.data, seq = excluded.seq, updated_at = now()
+    WHERE jsonb_typeof(k.data->'secret') IS DISTINCT FROM 'string'
 )
 SELECT id, set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)
 FROM lane`
@@ -79,7 +81,7 @@ func (c *Container) flush(ctx context.Context, segments []segment) ([]error, err
 	}
 	results := make([]error, len(segments))
 	for i, s := range segments {
-		if slices.Contains(held, s.Lane.id) {
+		if _, ok := held[s.Lane.id]; ok {
 			s.Lane.advance()
 			continue
 		}
@@ -102,14 +104,20 @@ func preparedRefused(err error) bool {
 }
 
 // sendFlush sends the statement and returns the ids of the instances for which it held.
-func (c *Container) sendFlush(ctx context.Context, mode pgx.QueryExecMode, lanes laneColumns, ops opColumns) ([]string, error) {
+func (c *Container) sendFlush(ctx context.Context, mode pgx.QueryExecMode, lanes laneColumns, ops opColumns) (map[string]struct{}, error) {
 	rows, err := c.pool.Query(ctx, c.sql(flushStatement), mode,
 		lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines,
 		ops.instances, ops.types, ops.ids, ops.kinds, ops.data)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (id string, err error) { return id, row.Scan(&id, nil) })
+	held := make(map[string]struct{}, len(lanes.ids))
+	var id string
+	_, err = pgx.ForEachRow(rows, []any{&id, nil}, func() error {
+		held[id] = struct{}{}
+		return nil
+	})
+	return held, err
 }
 
 type laneColumns struct {
@@ -239,13 +247,14 @@ func (e *databaseError) Is(target error) bool {
 }
 
 // permanent says whether repeating is of no use. Connection loss, shutdown, disk full, deadlock, serialization failure,
-// time-out and read-only (a standby) pass; bad data, missing rights or tables, and broken constraints do not.
+// time-out and read-only (a standby) pass; bad data, missing rights or tables, broken constraints, and what is more than the server
+// can ever do (54) do not.
 func (e *databaseError) permanent() bool {
 	if len(e.code) < 2 || e.code == "25006" {
 		return false
 	}
 	switch e.code[:2] {
-	case "22", "23", "42", "3F", "0A":
+	case "22", "23", "42", "54", "3F", "0A":
 		return true
 	}
 	return false
@@ -254,6 +263,12 @@ func (e *databaseError) permanent() bool {
 func permanent(err error) bool {
 	var dbErr *databaseError
 	return errors.As(err, &dbErr) && dbErr.permanent()
+}
+
+// aboutData says whether a server refused what it was given, and not the statement as such.
+func aboutData(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && slices.Contains([]string{"22", "23", "54"}, pgErr.Code[:min(2, len(pgErr.Code))])
 }
 
 // unavailable says whether a read may succeed when it is repeated.

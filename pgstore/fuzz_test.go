@@ -2,9 +2,11 @@ package pgstore_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,8 @@ import (
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 
+	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
@@ -128,7 +132,7 @@ var textMethods = []textMethod{
 		}, wantB,
 	},
 	{
-		"PutContactName",
+		"PutAllContactNames",
 		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
 			return d.Contacts.PutAllContactNames(ctx, []store.ContactEntry{{JID: jidOf(a, string(raw)), FirstName: b, FullName: b}})
 		},
@@ -222,6 +226,204 @@ var textMethods = []textMethod{
 		},
 	},
 	{
+		"PutContactName",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			return d.Contacts.PutContactName(ctx, jidOf(a, types.HiddenUserServer), string(raw), b)
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) (any, error) {
+			got, err := d.Contacts.GetContact(ctx, jidOf(a, types.HiddenUserServer))
+			return got.FullName, errors.Join(err, sameBytes([]byte(got.FirstName), raw))
+		}, wantB,
+	},
+	{
+		"PutBusinessName",
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) error {
+			_, _, err := d.Contacts.PutBusinessName(ctx, jidOf(a, b), b)
+			return err
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) (any, error) {
+			got, err := d.Contacts.GetContact(ctx, jidOf(a, b))
+			return got.BusinessName, err
+		}, wantB,
+	},
+	{
+		"PutManyRedactedPhones",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			return d.Contacts.PutManyRedactedPhones(ctx, []store.RedactedPhoneEntry{{JID: jidOf(a, string(raw)), RedactedPhone: b}})
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) (any, error) {
+			got, err := d.Contacts.GetContact(ctx, jidOf(a, string(raw)))
+			return got.RedactedPhone, err
+		}, wantB,
+	},
+	{
+		"PutMutedUntil",
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) error {
+			return d.ChatSettings.PutMutedUntil(ctx, jidOf(a, b), store.MutedForever)
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) (any, error) {
+			got, err := d.ChatSettings.GetChatSettings(ctx, jidOf(a, b))
+			return got.MutedUntil.Equal(store.MutedForever), err
+		}, wantTrue,
+	},
+	{
+		"PutArchived",
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) error {
+			return d.ChatSettings.PutArchived(ctx, jidOf(a, b), true)
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) (any, error) {
+			got, err := d.ChatSettings.GetChatSettings(ctx, jidOf(a, b))
+			return got.Archived, err
+		}, wantTrue,
+	},
+	{
+		"PutMessageSecrets",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			return d.MsgSecrets.PutMessageSecrets(ctx, []store.MessageSecretInsert{{Chat: jidOf("c", a), Sender: jidOf(b, a), ID: string(raw), Secret: raw}})
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) (any, error) {
+			got, _, err := d.MsgSecrets.GetMessageSecret(ctx, jidOf("c", a), jidOf(b, a), string(raw))
+			return string(got), err
+		}, wantRaw,
+	},
+	{
+		"PutManyLIDMappings",
+		func(c *pgstore.Container, _ *store.Device, a, b string, _ []byte) error {
+			return c.LIDMap.PutManyLIDMappings(ctx, []store.LIDMapping{{LID: jidOf(a, types.HiddenUserServer), PN: jidOf(b, types.DefaultUserServer)}})
+		},
+		func(c *pgstore.Container, _ *store.Device, a, _ string, _ []byte) (any, error) {
+			got, err := c.LIDMap.GetPNForLID(ctx, jidOf(a, types.HiddenUserServer))
+			return got.User, err
+		}, func(a, b string, _ []byte) any {
+			if a == "" || len(a) > 1000 || len(b) > 1000 {
+				return "" // skipped
+			}
+			return b
+		},
+	},
+	{
+		"DeleteSession",
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) error {
+			if err := d.Sessions.PutSession(ctx, a, raw); err != nil {
+				return err
+			}
+			return d.Sessions.DeleteSession(ctx, a)
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, _ []byte) (any, error) {
+			has, err := d.Sessions.HasSession(ctx, a)
+			return !has, err
+		}, wantTrue,
+	},
+	{
+		"DeleteAllSessions",
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) error {
+			if err := d.Sessions.PutManySessions(ctx, map[string][]byte{user(a) + ":0": raw, user(a) + "_1:0": raw}); err != nil {
+				return err
+			}
+			return d.Sessions.DeleteAllSessions(ctx, user(a))
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, _ []byte) (any, error) {
+			gone, err1 := d.Sessions.HasSession(ctx, user(a)+":0")
+			other, err2 := d.Sessions.HasSession(ctx, user(a)+"_1:0")
+			return !gone && other, errors.Join(err1, err2)
+		}, wantTrue,
+	},
+	{
+		"DeleteIdentity",
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) error {
+			if err := d.Identities.PutIdentity(ctx, a, raw32(raw)); err != nil {
+				return err
+			}
+			return d.Identities.DeleteIdentity(ctx, a)
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, _ []byte) (any, error) {
+			return d.Identities.IsTrustedIdentity(ctx, a, [32]byte{})
+		}, wantTrue,
+	},
+	{
+		"DeleteAllIdentities",
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) error {
+			if err := d.Identities.PutIdentity(ctx, user(a)+":0", raw32(raw)); err != nil {
+				return err
+			}
+			return d.Identities.DeleteAllIdentities(ctx, user(a))
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, _ []byte) (any, error) {
+			return d.Identities.IsTrustedIdentity(ctx, user(a)+":0", [32]byte{})
+		}, wantTrue,
+	},
+	{
+		"DeleteAppStateVersion",
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) error {
+			mac := raw32(raw)
+			return errors.Join(
+				d.AppState.PutAppStateVersion(ctx, "x"+a, 1, [128]byte{1}),
+				d.AppState.PutAppStateMutationMACs(ctx, "x"+a, 1, []store.AppStateMutationMAC{{IndexMAC: mac[:], ValueMAC: mac[:]}}),
+				d.AppState.DeleteAppStateVersion(ctx, "x"+a))
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, _ []byte) (any, error) {
+			version, _, err := d.AppState.GetAppStateVersion(ctx, "x"+a)
+			return version == 0, err
+		}, wantTrue,
+	},
+	{
+		"DeleteAppStateMutationMACs",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			mac := raw32(raw)
+			return errors.Join(
+				d.AppState.PutAppStateMutationMACs(ctx, "y"+a, 1, []store.AppStateMutationMAC{{IndexMAC: mac[:], ValueMAC: mac[:]}}),
+				d.AppState.DeleteAppStateMutationMACs(ctx, "y"+a, [][]byte{mac[:], []byte(b), raw}))
+		},
+		func(_ *pgstore.Container, d *store.Device, a, _ string, raw []byte) (any, error) {
+			mac := raw32(raw)
+			got, err := d.AppState.GetAppStateMutationMAC(ctx, "y"+a, mac[:])
+			return got == nil, err
+		}, wantTrue,
+	},
+	{
+		"MigratePNToLID",
+		func(_ *pgstore.Container, d *store.Device, a, b string, raw []byte) error {
+			migrations++ // it runs once for each phone number
+			from, to := migration(a, b)
+			if err := d.Sessions.PutSession(ctx, from.SignalAddress().String(), raw); err != nil {
+				return err
+			}
+			return d.Sessions.MigratePNToLID(ctx, from, to)
+		},
+		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) (any, error) {
+			from, to := migration(a, b)
+			left, err1 := d.Sessions.HasSession(ctx, from.SignalAddress().String())
+			got, err2 := d.Sessions.GetSession(ctx, to.SignalAddress().String())
+			return string(got), errors.Join(err1, err2, sameBytes(fmt.Append(nil, left), []byte("false")))
+		}, wantRaw,
+	},
+	{
+		"Instance",
+		func(c *pgstore.Container, _ *store.Device, a, _ string, _ []byte) error {
+			d, err := c.Instance(ctx, a)
+			if err != nil || d.ID != nil {
+				return err
+			}
+			signaltest.FillPairing(d)
+			return d.Save(ctx)
+		},
+		func(c *pgstore.Container, _ *store.Device, a, _ string, _ []byte) (any, error) {
+			infos, err := c.Instances(ctx)
+			return slices.ContainsFunc(infos, func(info pgstore.InstanceInfo) bool { return info.ID == a }), err
+		}, wantTrue,
+	},
+	{
+		"GetDevice",
+		func(c *pgstore.Container, _ *store.Device, a, b string, _ []byte) error {
+			_, err := c.GetDevice(ctx, jidOf(a, b))
+			return err
+		},
+		func(c *pgstore.Container, _ *store.Device, a, b string, _ []byte) (any, error) {
+			d, err := c.GetDevice(ctx, jidOf(a, b))
+			return d == nil, err
+		}, wantTrue,
+	},
+	{
 		"Save",
 		func(_ *pgstore.Container, d *store.Device, a, b string, _ []byte) error {
 			d.PushName, d.BusinessName, d.Platform = b, a, b
@@ -235,6 +437,15 @@ var textMethods = []textMethod{
 			return got.PushName, nil
 		}, wantB,
 	},
+}
+
+// user is a user whose addresses can be found by it: of a longer one only the beginning would be in the key.
+func user(a string) string { return a[:min(len(a), 100)] }
+
+var migrations int
+
+func migration(a, b string) (from, to types.JID) {
+	return jidOf(fmt.Sprint(user(a), migrations), types.DefaultUserServer), jidOf(fmt.Sprint(user(b), migrations), types.HiddenUserServer)
 }
 
 func sameBytes(a, b []byte) error {
@@ -275,5 +486,32 @@ func FuzzP10WhatIsPutIsRefusedOrComesOutAsItWentIn(f *testing.F) {
 		check(c, d)
 		require.NoError(t, c.Flush(ctx), m.name)
 		check(c, d)
+	})
+}
+
+// Whatever the configuration says is refused by New, or can be stored; and no error of it gives the password away.
+func FuzzP10P12AConfigurationIsRefusedOrWorks(f *testing.F) {
+	dsn := pgtest.Open(f)
+	for _, s := range []string{"", "a", "nul\x00", "broken\xff", "quote'\"", "?a=b", ":1/db", "%zz", strings.Repeat("n", 2000)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn, Owner: s})
+		if err != nil {
+			require.ErrorIs(t, err, pgstore.ErrInvalidInput)
+		} else {
+			d := pair(t, c.NewDevice())
+			if s != "" { // the default, which names the process
+				require.Equal(t, s, scalar[string](t, dsn, `SELECT owner FROM whatsmeow.instances WHERE id = $1`, d.ID.String()))
+			}
+			require.NoError(t, c.Close())
+		}
+		ended, cancel := context.WithCancel(ctx)
+		cancel() // before anything is dialled
+		for _, dsn := range []string{"postgres://ada:hunter2@127.0.0.1" + s, "host=127.0.0.1 user=ada password=hunter2 dbname=" + s, "password=hunter2 " + s} {
+			_, err := pgstore.New(ended, dsn, nil)
+			require.Error(t, err)
+			require.NotContains(t, err.Error(), "hunter2", "%q", dsn)
+		}
 	})
 }

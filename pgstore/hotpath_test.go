@@ -2,6 +2,7 @@ package pgstore_test
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,22 +19,30 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
-// watch counts the statements that are sent with a context marked by hot, and can hold up every statement.
+// watch counts the statements that are sent with a context marked by hot, and can hold up statements.
 type watch struct {
 	statements atomic.Int64
-	gate       atomic.Pointer[chan struct{}]
+	gate       atomic.Pointer[gate]
+}
+
+// gate holds up statements that contain a text.
+type gate struct {
+	text   string
+	opened chan struct{}
+	held   atomic.Int64 // how many have come to it
 }
 
 type hotKey struct{}
 
 func hot(ctx context.Context) context.Context { return context.WithValue(ctx, hotKey{}, true) }
 
-func (w *watch) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+func (w *watch) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
 	if ctx.Value(hotKey{}) != nil {
 		w.statements.Add(1)
 	}
-	if gate := w.gate.Load(); gate != nil {
-		<-*gate
+	if g := w.gate.Load(); g != nil && strings.Contains(data.SQL, g.text) {
+		g.held.Add(1)
+		<-g.opened
 	}
 	return ctx
 }
@@ -42,15 +51,27 @@ func (w *watch) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData)
 
 // hang holds up the database until the returned function is called.
 func (w *watch) hang() (release func()) {
-	gate := make(chan struct{})
-	w.gate.Store(&gate)
-	return sync.OnceFunc(func() {
+	_, release = w.hold("")
+	return release
+}
+
+// hold holds up the statements that contain text.
+func (w *watch) hold(text string) (g *gate, release func()) {
+	g = &gate{text: text, opened: make(chan struct{})}
+	w.gate.Store(g)
+	return g, sync.OnceFunc(func() {
 		w.gate.Store(nil)
-		close(gate)
+		close(g.opened)
 	})
 }
 
 func openWatched(t testing.TB, dsn string, edit ...func(*pgstore.Config)) (*pgstore.Container, *watch) {
+	t.Helper()
+	pool, w := watchedPool(t, dsn)
+	return reopen(t, "", append(edit, func(cfg *pgstore.Config) { cfg.Pool = pool })...), w
+}
+
+func watchedPool(t testing.TB, dsn string) (*pgxpool.Pool, *watch) {
 	t.Helper()
 	w := new(watch)
 	cfg, err := pgxpool.ParseConfig(dsn)
@@ -60,7 +81,7 @@ func openWatched(t testing.TB, dsn string, edit ...func(*pgstore.Config)) (*pgst
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
-	return reopen(t, "", append(edit, func(cfg *pgstore.Config) { cfg.Pool = pool })...), w
+	return pool, w
 }
 
 // talker is a warm instance just after a restart, and somebody it talks to.

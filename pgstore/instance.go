@@ -56,7 +56,7 @@ func (in *instance) epoch() int64 {
 // failure says why the instance cannot be used, or nil. Every call asks, so it takes no lock.
 func (in *instance) failure() error {
 	if err := in.lane.Err(); err != nil {
-		return err
+		return in.translate(err)
 	}
 	if in.c.closed() {
 		return ErrClosed

@@ -11,7 +11,7 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/cache"
 )
 
-// The closed set of key types; [KeyType.String] is the key_type column.
+// The closed set of key types; typeName gives the key_type column.
 const (
 	typeCreds cache.Type = iota
 	typeIdentity
@@ -31,27 +31,29 @@ const (
 	typeCount
 )
 
-// keyTypes describes each type: its name in the table, what of it is held in memory, and an empty value to decode into.
+// keyTypes describes each type: its name in the table, what of it is held in memory, an empty value to decode into, and the
+// fields without which a row was not written by this library.
 var keyTypes = [typeCount]struct {
 	name      string
 	residency cache.Residency
 	empty     func() value
+	fields    []string
 }{
-	typeCreds:           {"creds", cache.Pinned, func() value { return new(credsValue) }},
-	typeIdentity:        {"identity", cache.Resident, func() value { return new(bytesValue) }},
-	typeSession:         {"session", cache.Resident, func() value { return new(recordValue) }},
-	typePreKey:          {"pre_key", cache.Resident, func() value { return new(preKeyValue) }},
-	typeSenderKey:       {"sender_key", cache.Resident, func() value { return new(recordValue) }},
-	typeAppStateKey:     {"app_state_key", cache.Resident, func() value { return new(appStateKeyValue) }},
-	typeAppStateVersion: {"app_state_version", cache.Resident, func() value { return new(appStateVersionValue) }},
-	typeAppStateMAC:     {"app_state_mac", cache.Scoped, func() value { return new(macValue) }},
-	typeContact:         {"contact", cache.Resident, func() value { return new(contactValue) }},
-	typeChatSettings:    {"chat_settings", cache.Resident, func() value { return new(chatSettingsValue) }},
-	typeMessageSecret:   {"message_secret", cache.OnDemand, func() value { return new(messageSecretValue) }},
-	typePrivacyToken:    {"privacy_token", cache.Resident, func() value { return new(privacyTokenValue) }},
-	typeNCTSalt:         {"nct_salt", cache.Resident, func() value { return new(bytesValue) }},
-	typeBufferedEvent:   {"buffered_event", cache.KeysOnly, func() value { return new(bufferedEventValue) }},
-	typeOutgoingEvent:   {"outgoing_event", cache.OnDemand, func() value { return new(outgoingEventValue) }},
+	typeCreds:           {"creds", cache.Pinned, func() value { return new(credsValue) }, nil},
+	typeIdentity:        {"identity", cache.Resident, func() value { return new(bytesValue) }, []string{"value"}},
+	typeSession:         {"session", cache.Resident, func() value { return new(recordValue) }, nil},
+	typePreKey:          {"pre_key", cache.Resident, func() value { return new(preKeyValue) }, []string{"private", "uploaded"}},
+	typeSenderKey:       {"sender_key", cache.Resident, func() value { return new(recordValue) }, nil},
+	typeAppStateKey:     {"app_state_key", cache.Resident, func() value { return new(appStateKeyValue) }, []string{"id", "data", "fingerprint", "timestamp"}},
+	typeAppStateVersion: {"app_state_version", cache.Resident, func() value { return new(appStateVersionValue) }, []string{"version", "hash"}},
+	typeAppStateMAC:     {"app_state_mac", cache.Scoped, func() value { return new(macValue) }, []string{"version", "value_mac"}},
+	typeContact:         {"contact", cache.Resident, func() value { return new(contactValue) }, []string{"jid"}},
+	typeChatSettings:    {"chat_settings", cache.Resident, func() value { return new(chatSettingsValue) }, nil},
+	typeMessageSecret:   {"message_secret", cache.OnDemand, func() value { return new(messageSecretValue) }, []string{"sender", "secret"}},
+	typePrivacyToken:    {"privacy_token", cache.Resident, func() value { return new(privacyTokenValue) }, []string{"token", "timestamp"}},
+	typeNCTSalt:         {"nct_salt", cache.Resident, func() value { return new(bytesValue) }, []string{"value"}},
+	typeBufferedEvent:   {"buffered_event", cache.KeysOnly, func() value { return new(bufferedEventValue) }, []string{"plaintext", "server_s", "insert_ms"}},
+	typeOutgoingEvent:   {"outgoing_event", cache.OnDemand, func() value { return new(outgoingEventValue) }, []string{"format", "plaintext", "insert_ms"}},
 }
 
 var typesByName = func() map[string]cache.Type {

@@ -2,6 +2,7 @@ package pgstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,15 +15,17 @@ import (
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 
+	"github.com/wataki/whatsmeow-pgstore/batcher"
 	"github.com/wataki/whatsmeow-pgstore/cache"
 )
 
 // LIDMap is the mapping between phone numbers and LIDs, one to one, shared by all devices of a database. It is
 // safe for concurrent use.
 //
-// Answers, also negative ones, are kept in memory. New pairs are written through, those of concurrent calls in one
-// transaction, and seen when they are durable; while the database is away they are seen after [Config].OutageWait
-// and written when it is back. No lock is held while the database is asked.
+// Answers, also negative ones, are kept in memory, about as many as [Config].MemoryBudget has kilobytes. New pairs are written through,
+// those of concurrent calls in one transaction, and seen when they are durable; while the database is away they are seen after
+// [Config].OutageWait and written when it is back, and from [Config].PendingLimit on writers block. No lock is held while the
+// database is asked.
 type LIDMap struct {
 	c *Container
 
@@ -31,16 +34,23 @@ type LIDMap struct {
 		lids    map[string]string // by phone number; "" is known to be absent
 		pns     map[string]string // by LID
 		version uint64            // grows with every pair that is learnt
-		queue   *lidBatch         // what the saver takes next, or nil
+		queue   []*lidBatch       // what is not saved, in order
+		room    chan struct{}     // closed when the queue gets shorter; nil if nobody waits for that
 		saving  bool              // the saver runs
+		closed  bool
+		lost    int   // pairs that were seen and then refused
+		refusal error // why
 	}
 }
 
 // lidBatch is a set of pairs on its way to the table.
 type lidBatch struct {
-	pairs map[string]string // LID by phone number
-	done  chan struct{}     // closed when it is saved or refused
-	err   error
+	pairs   map[string]string // LID by phone number
+	byLID   map[string]string // the same, the other way round
+	sealed  bool              // the saver has it
+	seen    bool              // some did not wait, and go on with it from memory
+	done    chan struct{}     // closed when it is saved or refused
+	refused map[string]error  // by phone number; set before done is closed
 }
 
 var _ store.LIDStore = (*LIDMap)(nil)
@@ -51,15 +61,51 @@ func newLIDMap(c *Container) *LIDMap {
 	return m
 }
 
-// close saves what is still queued.
-func (m *LIDMap) close(ctx context.Context) error {
-	m.run(ctx)
+// flush waits until all pairs that were put before are saved.
+func (m *LIDMap) flush(ctx context.Context) error {
 	m.mu.RLock()
-	defer m.mu.RUnlock()
-	if m.mu.queue != nil {
-		return fmt.Errorf("%w: %d LID pairs are not saved", ErrUnavailable, len(m.mu.queue.pairs))
+	batches := slices.Clone(m.mu.queue)
+	m.mu.RUnlock()
+	for _, batch := range batches {
+		select {
+		case <-batch.done:
+			for _, err := range batch.refused {
+				return fmt.Errorf("pgstore: storing LID mappings: %w", err)
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("pgstore: storing LID mappings: %w", context.Cause(ctx))
+		}
 	}
 	return nil
+}
+
+// close saves what is still queued, and tells what it could not save.
+func (m *LIDMap) close(ctx context.Context) error {
+	m.mu.Lock()
+	m.mu.closed = true
+	m.mu.Unlock()
+	m.run(ctx)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	unsaved := 0
+	for _, batch := range m.mu.queue {
+		unsaved += len(batch.pairs)
+		batch.refused = make(map[string]error, len(batch.pairs))
+		for pn := range batch.pairs {
+			batch.refused[pn] = ErrClosed
+		}
+		close(batch.done)
+	}
+	m.mu.queue = nil
+	m.roomLocked()
+	var errs []error
+	if unsaved > 0 {
+		errs = append(errs, fmt.Errorf("%w: %d LID pairs are not saved", ErrUnavailable, unsaved))
+	}
+	if m.mu.lost > 0 {
+		errs = append(errs, fmt.Errorf("pgstore: %d LID pairs were refused: %w", m.mu.lost, m.mu.refusal))
+	}
+	return errors.Join(errs...)
 }
 
 // GetLIDForPN implements [store.LIDStore]; a JID that is no phone number is an error.
@@ -141,6 +187,9 @@ var lidAgent = strconv.Itoa(int(types.JID{Server: types.HiddenUserServer}.Actual
 
 // lookup answers from memory and asks the table for the rest. If a pair was learnt meanwhile, it begins again.
 func (m *LIDMap) lookup(ctx context.Context, byPN bool, users []string) (map[string]string, error) {
+	if m.c.closed() {
+		return nil, ErrClosed
+	}
 	found := make(map[string]string, len(users))
 	for {
 		var missing []string
@@ -151,8 +200,8 @@ func (m *LIDMap) lookup(ctx context.Context, byPN bool, users []string) (map[str
 		}
 		for _, user := range users {
 			other, ok := known[user]
-			if !ok {
-				missing = append(missing, keyID(user))
+			if !ok && storableUser(user) {
+				missing = append(missing, user)
 			}
 			found[user] = other
 		}
@@ -160,35 +209,78 @@ func (m *LIDMap) lookup(ctx context.Context, byPN bool, users []string) (map[str
 		if len(missing) == 0 {
 			return found, nil
 		}
-		if m.c.closed() {
-			return nil, ErrClosed
-		}
 		pairs, err := m.query(ctx, byPN, missing)
 		if err != nil {
 			return nil, err
 		}
-		m.mu.Lock()
-		if m.mu.version == version {
-			for _, user := range users {
-				if _, ok := known[user]; !ok {
-					known[user] = ""
+		if m.keep(byPN, missing, pairs, version) {
+			for _, p := range pairs {
+				if byPN {
+					found[p.PN.User] = p.LID.User
+				} else {
+					found[p.LID.User] = p.PN.User
 				}
 			}
-			for _, p := range pairs {
-				m.mu.lids[p.PN.User], m.mu.pns[p.LID.User] = p.LID.User, p.PN.User
-			}
+			return found, nil
 		}
-		m.mu.Unlock()
 	}
 }
+
+// keep remembers what the table answered, unless a pair was learnt since version.
+func (m *LIDMap) keep(byPN bool, asked []string, pairs []store.LIDMapping, version uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.version != version {
+		return false
+	}
+	known := m.mu.pns
+	if byPN {
+		known = m.mu.lids
+	}
+	for _, user := range asked {
+		known[user] = ""
+	}
+	for _, p := range pairs {
+		m.mu.lids[p.PN.User], m.mu.pns[p.LID.User] = p.LID.User, p.PN.User
+	}
+	m.shrinkLocked()
+	return true
+}
+
+// minLIDAnswers is how many answers are kept in each direction whatever the budget.
+const minLIDAnswers = 1000
+
+// shrinkLocked forgets answers, any of them, until no more are kept than may be. While a pair is seen that is not in the table yet,
+// nothing is forgotten: the table would give the old answer.
+func (m *LIDMap) shrinkLocked() {
+	if m.c.cfg.MemoryBudget < 0 || slices.ContainsFunc(m.mu.queue, func(b *lidBatch) bool { return b.seen }) {
+		return
+	}
+	limit := max(minLIDAnswers, int(m.c.cfg.MemoryBudget>>10))
+	for _, known := range []map[string]string{m.mu.lids, m.mu.pns} {
+		for user := range known {
+			if len(known) <= limit {
+				break
+			}
+			delete(known, user)
+		}
+	}
+}
+
+// storableUser says whether the user part of a JID is stored as itself. A longer one would come back cut.
+func storableUser(user string) bool { return len(escapeID(user)) <= maxIDBytes }
 
 func (m *LIDMap) query(ctx context.Context, byPN bool, users []string) (pairs []store.LIDMapping, err error) {
 	column := "lid"
 	if byPN {
 		column = "pn"
 	}
+	ids := make([]string, len(users))
+	for i, user := range users {
+		ids[i] = keyID(user)
+	}
 	err = m.c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
-		rows, err := m.c.pool.Query(ctx, m.c.sql(`SELECT lid, pn FROM {schema}.lid_map WHERE `+column+` = ANY($1)`), pgx.QueryExecModeExec, users)
+		rows, err := m.c.pool.Query(ctx, m.c.sql(`SELECT lid, pn FROM {schema}.lid_map WHERE `+column+` = ANY($1)`), pgx.QueryExecModeExec, ids)
 		if err != nil {
 			return err
 		}
@@ -208,14 +300,17 @@ func (m *LIDMap) PutLIDMapping(ctx context.Context, lid, pn types.JID) error {
 	if lid.Server != types.HiddenUserServer || pn.Server != types.DefaultUserServer {
 		return fmt.Errorf("%w: PutLIDMapping of %s and %s", ErrInvalidInput, lid, pn)
 	}
+	if !storableUser(lid.User) || !storableUser(pn.User) {
+		return invalid("LID or phone number is too long")
+	}
 	return m.put(ctx, []store.LIDMapping{{LID: lid, PN: pn}})
 }
 
-// PutManyLIDMappings implements [store.LIDStore]; invalid entries are skipped.
+// PutManyLIDMappings implements [store.LIDStore]; invalid entries are skipped. Thousands are stored in pieces.
 func (m *LIDMap) PutManyLIDMappings(ctx context.Context, mappings []store.LIDMapping) error {
 	valid := make([]store.LIDMapping, 0, len(mappings))
 	for _, p := range mappings {
-		if p.LID.Server == types.HiddenUserServer && p.PN.Server == types.DefaultUserServer {
+		if p.LID.Server == types.HiddenUserServer && p.PN.Server == types.DefaultUserServer && storableUser(p.LID.User) && storableUser(p.PN.User) {
 			valid = append(valid, p)
 		}
 	}
@@ -223,41 +318,105 @@ func (m *LIDMap) PutManyLIDMappings(ctx context.Context, mappings []store.LIDMap
 }
 
 func (m *LIDMap) put(ctx context.Context, pairs []store.LIDMapping) error {
+	if m.c.closed() {
+		return ErrClosed
+	}
 	news := m.unknown(pairs)
 	if len(news) == 0 {
 		return nil
 	}
-	if m.c.closed() {
-		return ErrClosed
+	batches, err := m.enqueue(ctx, news)
+	if err != nil {
+		return err
 	}
-	batch := m.enqueue(news)
 	patience := time.NewTimer(m.c.cfg.OutageWait)
 	defer patience.Stop()
-	select {
-	case <-batch.done:
-		if batch.err != nil {
-			return fmt.Errorf("pgstore: storing LID mapping: %w", batch.err)
+	for i, batch := range batches {
+		select {
+		case <-batch.done:
+			for pn := range news {
+				if err := batch.refused[pn]; err != nil {
+					return fmt.Errorf("pgstore: storing LID mapping: %w", err)
+				}
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("%w: storing LID mapping: %w", ErrUnavailable, context.Cause(ctx))
+		case <-patience.C:
+			m.goOn(news, batches[i:])
+			return nil
 		}
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%w: storing LID mapping: %w", ErrUnavailable, context.Cause(ctx))
-	case <-patience.C:
-		m.learn(news)
-		m.c.cfg.Logger.Warn("pgstore: database is away, LID mapping kept in memory", "count", len(news))
-		return nil
+	}
+	return nil
+}
+
+// goOn makes pairs visible that are not saved yet.
+func (m *LIDMap) goOn(pairs map[string]string, batches []*lidBatch) {
+	m.c.cfg.Logger.Warn("pgstore: database is away, LID mapping kept in memory", "count", len(pairs))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, batch := range batches {
+		batch.seen = true
+	}
+	m.learnLocked(pairs)
+}
+
+// enqueue adds pairs to the queue and sees to it that the saver runs. It blocks while the queue is full.
+func (m *LIDMap) enqueue(ctx context.Context, pairs map[string]string) (batches []*lidBatch, err error) {
+	for pn, lid := range pairs {
+		batch, err := m.enqueueOne(ctx, pn, lid)
+		if err != nil {
+			return nil, err
+		}
+		if len(batches) == 0 || batches[len(batches)-1] != batch {
+			batches = append(batches, batch)
+		}
+	}
+	return batches, nil
+}
+
+func (m *LIDMap) enqueueOne(ctx context.Context, pn, lid string) (*lidBatch, error) {
+	for {
+		m.mu.Lock()
+		if m.mu.closed {
+			m.mu.Unlock()
+			return nil, ErrClosed
+		}
+		pending := 0
+		for _, batch := range m.mu.queue {
+			pending += len(batch.pairs)
+		}
+		if pending < m.c.cfg.PendingLimit {
+			defer m.mu.Unlock()
+			return m.addLocked(pn, lid), nil
+		}
+		if m.mu.room == nil {
+			m.mu.room = make(chan struct{})
+		}
+		room := m.mu.room
+		m.mu.Unlock()
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: storing LID mapping: %w: %w", ErrUnavailable, batcher.ErrBacklogFull, context.Cause(ctx))
+		}
 	}
 }
 
-// enqueue adds pairs to the next batch and sees to it that the saver runs.
-func (m *LIDMap) enqueue(pairs map[string]string) *lidBatch {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	batch := m.mu.queue
-	if batch == nil {
-		batch = &lidBatch{pairs: make(map[string]string), done: make(chan struct{})}
-		m.mu.queue = batch
+// addLocked adds a pair to the last batch if that may still change, else to a new one.
+func (m *LIDMap) addLocked(pn, lid string) *lidBatch {
+	n := len(m.mu.queue)
+	if n == 0 || m.mu.queue[n-1].sealed || len(m.mu.queue[n-1].pairs) >= m.c.segmentSize() {
+		m.mu.queue = append(m.mu.queue, &lidBatch{pairs: make(map[string]string), byLID: make(map[string]string), done: make(chan struct{})})
+		n++
 	}
-	batch.add(pairs)
+	batch := m.mu.queue[n-1]
+	if old, ok := batch.byLID[lid]; ok {
+		delete(batch.pairs, old)
+	}
+	if old, ok := batch.pairs[pn]; ok {
+		delete(batch.byLID, old)
+	}
+	batch.pairs[pn], batch.byLID[lid] = lid, pn
 	if !m.mu.saving {
 		m.mu.saving = true
 		m.c.background(m.run)
@@ -265,63 +424,87 @@ func (m *LIDMap) enqueue(pairs map[string]string) *lidBatch {
 	return batch
 }
 
-// add merges newer pairs; older ones of the same LID go.
-func (b *lidBatch) add(pairs map[string]string) {
-	lids := make(map[string]struct{}, len(pairs))
-	for _, lid := range pairs {
-		lids[lid] = struct{}{}
+// roomLocked lets those go on who wait for the queue to get shorter.
+func (m *LIDMap) roomLocked() {
+	if m.mu.room != nil {
+		close(m.mu.room)
+		m.mu.room = nil
 	}
-	maps.DeleteFunc(b.pairs, func(_, lid string) bool { _, newer := lids[lid]; return newer })
-	maps.Copy(b.pairs, pairs)
 }
 
 // run is the saver: one batch after the other, until there is none or the context ends. What is not saved then stays queued.
 func (m *LIDMap) run(ctx context.Context) {
 	for {
 		m.mu.Lock()
-		batch := m.mu.queue
-		m.mu.queue, m.mu.saving = nil, batch != nil
+		m.mu.saving = len(m.mu.queue) > 0
+		if !m.mu.saving {
+			m.mu.Unlock()
+			return
+		}
+		batch := m.mu.queue[0]
+		batch.sealed = true
 		m.mu.Unlock()
-		if batch == nil {
+		err := m.saveBatch(ctx, batch)
+		m.mu.Lock()
+		if err != nil { // the context ended
+			m.mu.saving = false
+			m.mu.Unlock()
 			return
 		}
-		err := m.c.persist(ctx, attemptTimeout, func(ctx context.Context) error { return m.save(ctx, batch.pairs) })
-		if err != nil && ctx.Err() != nil {
-			m.putBack(batch)
-			return
+		m.mu.queue = m.mu.queue[1:]
+		m.learnLocked(m.notSupersededLocked(batch))
+		if batch.seen {
+			for _, err := range batch.refused {
+				m.mu.lost++
+				m.mu.refusal = err
+			}
 		}
-		if err == nil {
-			m.learn(m.notSuperseded(batch.pairs))
-		}
-		batch.err = err
+		m.roomLocked()
+		m.mu.Unlock()
 		close(batch.done)
 	}
 }
 
-// putBack queues a batch again, before what came after it.
-func (m *LIDMap) putBack(batch *lidBatch) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.mu.saving = false
-	if newer := m.mu.queue; newer != nil {
-		newer.pairs, batch.pairs = batch.pairs, newer.pairs
-		newer.add(batch.pairs)
-		return
+// saveBatch saves the pairs, and notes those that the database refuses. It fails only if the context ends.
+func (m *LIDMap) saveBatch(ctx context.Context, batch *lidBatch) error {
+	save := func(pairs map[string]string) error {
+		return m.c.persist(ctx, attemptTimeout, func(ctx context.Context) error { return m.save(ctx, pairs) })
 	}
-	m.mu.queue = batch
+	err := save(batch.pairs)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	batch.refused = make(map[string]error)
+	for pn, lid := range batch.pairs {
+		why := err
+		if len(batch.pairs) > 1 && aboutData(err) { // one of them is guilty, the others are not
+			why = save(map[string]string{pn: lid})
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if why != nil {
+			batch.refused[pn] = flushError(why)
+		}
+	}
+	m.c.cfg.Logger.Error("pgstore: database refuses LID pairs", "count", len(batch.refused), "error", flushError(err))
+	return nil
 }
 
-// notSuperseded leaves out the pairs of which a newer one is queued and may have been learnt already.
-func (m *LIDMap) notSuperseded(pairs map[string]string) map[string]string {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	if m.mu.queue == nil {
-		return pairs
-	}
-	newer := &lidBatch{pairs: maps.Clone(pairs)}
-	newer.add(m.mu.queue.pairs)
-	maps.DeleteFunc(newer.pairs, func(pn, _ string) bool { _, queued := m.mu.queue.pairs[pn]; return queued })
-	return newer.pairs
+// notSupersededLocked leaves out what was refused, and the pairs of which a newer one was seen already.
+func (m *LIDMap) notSupersededLocked(batch *lidBatch) map[string]string {
+	pairs := maps.Clone(batch.pairs)
+	maps.DeleteFunc(pairs, func(pn, lid string) bool {
+		if batch.refused[pn] != nil {
+			return true
+		}
+		return slices.ContainsFunc(m.mu.queue, func(newer *lidBatch) bool {
+			_, samePN := newer.pairs[pn]
+			_, sameLID := newer.byLID[lid]
+			return newer.seen && (samePN || sameLID)
+		})
+	})
+	return pairs
 }
 
 // unknown leaves out what is known already, and of pairs that contradict each other the earlier.
@@ -346,10 +529,8 @@ func (m *LIDMap) unknown(pairs []store.LIDMapping) map[string]string {
 	return news
 }
 
-// learn makes pairs visible; older pairings of either side go.
-func (m *LIDMap) learn(pairs map[string]string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+// learnLocked makes pairs visible; older pairings of either side go.
+func (m *LIDMap) learnLocked(pairs map[string]string) {
 	m.mu.version++
 	for pn, lid := range pairs {
 		if old := m.mu.lids[pn]; old != "" && old != lid {
@@ -360,6 +541,7 @@ func (m *LIDMap) learn(pairs map[string]string) {
 		}
 		m.mu.lids[pn], m.mu.pns[lid] = lid, pn
 	}
+	m.shrinkLocked()
 }
 
 func (m *LIDMap) save(ctx context.Context, pairs map[string]string) error {
@@ -413,6 +595,8 @@ func (m *LIDMap) putOwn(ctx context.Context, tx pgx.Tx, d *store.Device) error {
 
 func (m *LIDMap) learnOwn(d *store.Device) {
 	if pair := ownPair(d); pair != nil {
-		m.learn(pair)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.learnLocked(pair)
 	}
 }

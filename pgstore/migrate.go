@@ -36,6 +36,9 @@ const migrationPoll = 50 * time.Millisecond
 //     needs another.
 //  3. Migrate, each migration in a transaction of its own.
 func (c *Container) Upgrade(ctx context.Context) error {
+	if c.closed() {
+		return ErrClosed
+	}
 	for {
 		current, err := c.schemaCurrent(ctx)
 		if err != nil || current {

@@ -42,10 +42,10 @@ func (c *Container) take(ctx context.Context, id string) (t taken, err error) {
 // rows are read after the take was committed, so no earlier owner can change them any more. The answer is nil if the
 // instance is gone again.
 func (c *Container) open(ctx context.Context, id string) (*instance, error) {
-	_, err := c.cache.Open(ctx, id, &fetcher{c: c, id: id}, func(ctx context.Context, fill *cache.Filler[value]) error {
+	in := c.newInstance(id)
+	_, err := c.cache.Open(ctx, id, &fetcher{c: c, id: id, in: in}, func(ctx context.Context, fill *cache.Filler[value]) error {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
-		in := c.newInstance(id)
 		err := c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 			t, err := c.take(ctx, id)
 			in.fence.epoch, in.fence.seq, in.fence.timeline = t.epoch, t.seq, t.timeline
@@ -116,12 +116,11 @@ func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[v
 	if err != nil {
 		return err
 	}
-	for _, k := range corrupt {
-		if k.Type == typeCreds {
+	for _, row := range corrupt {
+		if row.key.Type == typeCreds {
 			return fmt.Errorf("%w: creds", ErrCorrupt)
 		}
-		c.cfg.Logger.Error("pgstore: stored row cannot be read, set aside", "instance", in.id, "key_type", typeName(k.Type))
-		if err = c.moveAside(ctx, in, k); err != nil {
+		if err = c.moveAside(ctx, in, row); err != nil {
 			return err
 		}
 	}
@@ -138,14 +137,21 @@ func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[v
 	return err
 }
 
-// scan reads rows of key_type, key_id and data, and returns the keys of those that do not parse.
-func (c *Container) scan(rows pgx.Rows, add func(cache.Key, value)) (corrupt []cache.Key, err error) {
+// corruptRow is a row that cannot be read.
+type corruptRow struct {
+	key  cache.Key
+	data []byte
+}
+
+// scan reads rows of key_type, key_id and data, and returns those that do not parse.
+func (c *Container) scan(rows pgx.Rows, add func(cache.Key, value)) (corrupt []corruptRow, err error) {
 	defer rows.Close()
 	for rows.Next() {
 		raw := rows.RawValues() // Scan would copy a megabyte of sessions twice
 		k := cache.Key{Type: typesByName[string(raw[0])], ID: string(raw[1])}
-		if v, err := decode(k.Type, bytes.Clone(raw[2])); err != nil {
-			corrupt = append(corrupt, k)
+		data := bytes.Clone(raw[2])
+		if v, err := decodeKey(k, data); err != nil {
+			corrupt = append(corrupt, corruptRow{k, data})
 		} else {
 			add(k, v)
 		}
@@ -153,15 +159,16 @@ func (c *Container) scan(rows pgx.Rows, add func(cache.Key, value)) (corrupt []c
 	return corrupt, rows.Err()
 }
 
-// moveAside moves a row that cannot be read, found while its instance is being opened, to where a person can look at it.
-// It checks the epoch, as every write does.
-func (c *Container) moveAside(ctx context.Context, in *instance, k cache.Key) error {
+// moveAside moves a row that cannot be read to where a person can look at it, if it still is what was read. It checks the epoch, as
+// every write does. It does not go through the batcher: what is written to that key meanwhile must find no row in its way.
+func (c *Container) moveAside(ctx context.Context, in *instance, row corruptRow) error {
+	c.cfg.Logger.Error("pgstore: stored row cannot be read, set aside", "instance", in.id, "key_type", typeName(row.key.Type))
 	_, err := c.pool.Exec(ctx, c.sql(`WITH gone AS (
 			DELETE FROM {schema}.auth_keys k USING {schema}.instances i
-			WHERE i.id = $1 AND i.epoch = $2 AND k.instance_id = i.id AND k.key_type = $3 AND k.key_id = $4 RETURNING k.*)
+			WHERE i.id = $1 AND i.epoch = $2 AND k.instance_id = i.id AND k.key_type = $3 AND k.key_id = $4 AND k.data::text = $5 RETURNING k.*)
 		INSERT INTO {schema}.set_aside (instance_id, key_type, key_id, data, reason)
 		SELECT instance_id, key_type, key_id, data, 'does not parse' FROM gone`),
-		pgx.QueryExecModeExec, in.id, in.fence.epoch, typeName(k.Type), k.ID)
+		pgx.QueryExecModeExec, in.id, in.epoch(), typeName(row.key.Type), row.key.ID, string(row.data))
 	return err
 }
 
@@ -176,13 +183,20 @@ func (c *Container) copyAside(ctx context.Context, id string, k cache.Key, reaso
 // attemptTimeout bounds one attempt at a statement, so that a connection that is half open does not hold up the next one.
 const attemptTimeout = 30 * time.Second
 
-// retry is persist until the container is closed.
+// retry is persist until the container is closed: an attempt that Shutdown finds under way ends with it.
 func (c *Container) retry(ctx context.Context, limit time.Duration, fn func(context.Context) error) error {
 	return c.persist(ctx, limit, func(ctx context.Context) error {
 		if c.closed() {
 			return ErrClosed
 		}
-		return fn(ctx)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(c.readsCtx, cancel)() //nolint:contextcheck // it ends ctx, which comes from elsewhere
+		err := fn(ctx)
+		if err != nil && c.readsCtx.Err() != nil && unavailable(err) {
+			return ErrClosed
+		}
+		return err
 	})
 }
 
@@ -214,6 +228,7 @@ func (c *Container) persist(ctx context.Context, limit time.Duration, fn func(co
 type fetcher struct {
 	c  *Container
 	id string
+	in *instance // nil if it was not taken
 }
 
 // FetchKeys implements [cache.Fetcher].
@@ -244,8 +259,12 @@ func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map
 			return err
 		}
 		corrupt, err := f.c.scan(rows, func(k cache.Key, v value) { out[k] = v })
-		for _, k := range corrupt {
-			f.c.cfg.Logger.Error("pgstore: stored row cannot be read, counts as absent", "instance", f.id, "key_type", typeName(k.Type))
+		for _, row := range corrupt {
+			if f.in == nil { // who looks changes nothing
+				f.c.cfg.Logger.Error("pgstore: stored row cannot be read, counts as absent", "instance", f.id, "key_type", typeName(row.key.Type))
+			} else if err == nil {
+				err = f.c.moveAside(ctx, f.in, row)
+			}
 		}
 		return err
 	})

@@ -77,7 +77,7 @@ func (s *deviceStore) makePreKeys(ctx context.Context, fn func(*view) error) err
 	}
 	// Keys that were made by an earlier call and not yet durable are part of the answer, too.
 	if in.transactionOf(ctx) == nil {
-		return in.translate(in.lane.Barrier(ctx))
+		return in.waited(ctx, in.lane.Barrier(ctx))
 	}
 	return nil
 }

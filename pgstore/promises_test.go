@@ -224,6 +224,7 @@ func TestP6LookingTakesNothingAndUsingSignalStateTakes(t *testing.T) {
 	again, err := a.GetDevice(ctx, *d.ID)
 	require.NoError(t, err, "but GetDevice does")
 	require.NoError(t, again.Identities.PutIdentity(ctx, "1:0", [32]byte{2}))
+	require.NoError(t, a.Flush(ctx), "what its first life lost is no longer in the way")
 	require.NoError(t, b.Close(), "it had nothing to save")
 	require.Error(t, a.Close(), "what its first life could not save is told")
 }

@@ -32,23 +32,18 @@ func secretKey(chat, sender types.JID, id types.MessageID) cache.Key {
 	return newKey(typeMessageSecret, chat.String(), sender.String(), id)
 }
 
-// PutMessageSecrets implements [store.MsgSecretStore]. The first secret that was stored for a message stays.
+// PutMessageSecrets implements [store.MsgSecretStore]. The first secret that was stored for a message stays. Thousands are stored
+// in pieces, not as one group.
 func (s *deviceStore) PutMessageSecrets(ctx context.Context, inserts []store.MessageSecretInsert) error {
-	if len(inserts) == 0 {
-		return nil
-	}
 	for _, insert := range inserts {
 		if insert.Secret == nil {
 			return invalid("message secret is nil")
 		}
 	}
-	return s.write(ctx, patienceNone, func(v *view) error {
-		for _, insert := range inserts {
-			sender := insert.Sender.ToNonAD()
-			v.PutIfAbsent(secretKey(insert.Chat.ToNonAD(), sender, insert.ID),
-				&messageSecretValue{Sender: text(sender.String()), Secret: bytes.Clone(insert.Secret)})
-		}
-		return nil
+	return writeInPieces(ctx, s, inserts, func(v *view, insert store.MessageSecretInsert) {
+		sender := insert.Sender.ToNonAD()
+		v.PutIfAbsent(secretKey(insert.Chat.ToNonAD(), sender, insert.ID),
+			&messageSecretValue{Sender: text(sender.String()), Secret: bytes.Clone(insert.Secret)})
 	})
 }
 
@@ -84,32 +79,30 @@ func (s *deviceStore) GetMessageSecret(ctx context.Context, chat, sender types.J
 
 func tokenKey(user types.JID) cache.Key { return newKey(typePrivacyToken, user.String()) }
 
-// PutPrivacyTokens implements [store.PrivacyTokenStore]. A token replaces one that is not newer; no sender timestamp keeps the old one.
+// PutPrivacyTokens implements [store.PrivacyTokenStore]. A token replaces one that is not newer; no sender timestamp keeps the old one. Thousands
+// are stored in pieces, not as one group.
 func (s *deviceStore) PutPrivacyTokens(ctx context.Context, tokens ...store.PrivacyToken) error {
 	for _, t := range tokens {
 		if t.Token == nil {
 			return invalid("privacy token is nil")
 		}
 	}
-	return s.write(ctx, patienceNone, func(v *view) error {
-		for _, t := range tokens {
-			k := tokenKey(t.User.ToNonAD())
-			next := &privacyTokenValue{Token: bytes.Clone(t.Token), Timestamp: t.Timestamp.Unix()}
-			if !t.SenderTimestamp.IsZero() {
-				seconds := t.SenderTimestamp.Unix()
-				next.SenderTimestamp = &seconds
-			}
-			stored, ok := v.Get(k)
-			old, ok := found[*privacyTokenValue](stored, ok)
-			if ok && next.Timestamp < old.Timestamp {
-				continue
-			}
-			if ok && next.SenderTimestamp == nil {
-				next.SenderTimestamp = old.SenderTimestamp
-			}
-			v.Put(k, next)
+	return writeInPieces(ctx, s, tokens, func(v *view, t store.PrivacyToken) {
+		k := tokenKey(t.User.ToNonAD())
+		next := &privacyTokenValue{Token: bytes.Clone(t.Token), Timestamp: t.Timestamp.Unix()}
+		if !t.SenderTimestamp.IsZero() {
+			seconds := t.SenderTimestamp.Unix()
+			next.SenderTimestamp = &seconds
 		}
-		return nil
+		stored, ok := v.Get(k)
+		old, ok := found[*privacyTokenValue](stored, ok)
+		if ok && next.Timestamp < old.Timestamp {
+			return
+		}
+		if ok && next.SenderTimestamp == nil {
+			next.SenderTimestamp = old.SenderTimestamp
+		}
+		v.Put(k, next)
 	})
 }
 

@@ -329,8 +329,7 @@ func TestMigratePNToLID(t *testing.T) {
 
 func TestManyProcessesMigrateAtOnce(t *testing.T) {
 	t.Parallel()
-	c, dsn := open(t, func(cfg *pgstore.Config) { cfg.Schema = "first" })
-	require.NoError(t, c.Upgrade(ctx))
+	dsn := pgtest.Open(t) // nothing is there yet
 	var wg sync.WaitGroup
 	errs := make([]error, 10)
 	for i := range errs {
@@ -344,6 +343,7 @@ func TestManyProcessesMigrateAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	require.NoError(t, errors.Join(errs...))
+	require.True(t, scalar[bool](t, dsn, `SELECT count(*) = max(version) FROM whatsmeow.schema_info`), "each migration ran once")
 }
 
 func TestSchemaNewerThanTheLibrary(t *testing.T) {
@@ -360,21 +360,27 @@ func TestSchemaNewerThanTheLibrary(t *testing.T) {
 func TestClosedStoresCancel(t *testing.T) {
 	t.Parallel()
 	c, _ := open(t)
-	d := pair(t, c.NewDevice())
+	d, used := pair(t, c.NewDevice()), pair(t, c.NewDevice())
+	_, err := used.Sessions.GetSession(ctx, "1:0") // takes its instance
+	require.NoError(t, err)
 	require.NoError(t, c.Close())
-	_, err := d.Sessions.GetSession(ctx, "1:0")
-	require.ErrorIs(t, err, pgstore.ErrClosed)
-	require.ErrorIs(t, err, context.Canceled)
+	for _, d := range []*store.Device{d, used} {
+		_, err = d.Sessions.GetSession(ctx, "1:0")
+		require.ErrorIs(t, err, pgstore.ErrClosed)
+		require.ErrorIs(t, err, context.Canceled)
+	}
 	_, err = c.GetFirstDevice(ctx)
 	require.ErrorIs(t, err, pgstore.ErrClosed)
 }
 
-func TestInvalidConfigNamesEveryFault(t *testing.T) {
+func TestP10InvalidConfigNamesEveryFault(t *testing.T) {
 	t.Parallel()
-	_, err := pgstore.NewWithConfig(ctx, pgstore.Config{Schema: "Bad Name", Sends: 9, SynchronousTypes: []string{"nonsense"}, BatchSize: -1})
-	require.ErrorIs(t, err, pgstore.ErrInvalidInput)
-	for _, field := range []string{"DSN", "Schema", "Sends", "nonsense", "BatchSize"} {
-		require.ErrorContains(t, err, field)
+	for _, owner := range []string{"nul\x00", "broken\xff"} {
+		_, err := pgstore.NewWithConfig(ctx, pgstore.Config{Schema: "Bad Name", Owner: owner, Sends: 9, SynchronousTypes: []string{"nonsense"}, BatchSize: -1})
+		require.ErrorIs(t, err, pgstore.ErrInvalidInput)
+		for _, field := range []string{"DSN", "Schema", "Owner", "Sends", "nonsense", "BatchSize"} {
+			require.ErrorContains(t, err, field)
+		}
 	}
 }
 

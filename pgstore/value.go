@@ -1,6 +1,7 @@
 package pgstore
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -16,21 +17,37 @@ type value interface {
 	size() int
 }
 
-// decode reads the data column.
+// decode reads the data column. A row that lacks a field, or has one that is not what it should be, is [ErrCorrupt]: it must not look
+// as if something had been put that never was.
 func decode(t cache.Type, data []byte) (value, error) {
 	v := keyTypes[t].empty()
 	if rec, ok := v.(*recordValue); ok {
 		rec.load(data)
 		return rec, nil
 	}
+	for _, field := range keyTypes[t].fields {
+		// In JSON text a quoted name is a name, or a string that is nothing else.
+		if !bytes.Contains(data, []byte(`"`+field+`"`)) {
+			return nil, fmt.Errorf("%w: %s: a field is missing", ErrCorrupt, typeName(t))
+		}
+	}
 	if err := json.Unmarshal(data, v); err != nil {
 		// The decoder's own text may quote the data.
 		return nil, fmt.Errorf("%w: %s", ErrCorrupt, typeName(t))
 	}
-	if c, ok := v.(interface{ valid() bool }); ok && !c.valid() {
+	if c, ok := v.(interface{ valid(t cache.Type) bool }); ok && !c.valid(t) {
 		return nil, fmt.Errorf("%w: %s: a field has the wrong length", ErrCorrupt, typeName(t))
 	}
 	return v, nil
+}
+
+// decodeKey is decode for a row whose id says more about its shape than its type.
+func decodeKey(k cache.Key, data []byte) (value, error) {
+	v, err := decode(k.Type, data)
+	if creds, ok := v.(*credsValue); err == nil && ok && !creds.fits(k) {
+		return nil, fmt.Errorf("%w: %s: a field is missing", ErrCorrupt, typeName(k.Type))
+	}
+	return v, err
 }
 
 func encode(v value) (string, error) {
@@ -88,14 +105,18 @@ type bytesValue struct {
 
 func (v *bytesValue) size() int { return 24 + len(v.Value) }
 
+func (v *bytesValue) valid(t cache.Type) bool {
+	return v.Value != nil && (t != typeIdentity || len(v.Value) == keyLength)
+}
+
 // preKeyValue is {"private": base64 (32 bytes), "uploaded": bool}.
 type preKeyValue struct {
 	Private  []byte `json:"private"`
 	Uploaded bool   `json:"uploaded"`
 }
 
-func (v *preKeyValue) size() int   { return 32 + len(v.Private) }
-func (v *preKeyValue) valid() bool { return len(v.Private) == 32 }
+func (v *preKeyValue) size() int             { return 32 + len(v.Private) }
+func (v *preKeyValue) valid(cache.Type) bool { return len(v.Private) == keyLength }
 
 // appStateKeyValue is {"id", "data", "fingerprint": base64, "timestamp": milliseconds as the phone gave them}.
 type appStateKeyValue struct {
@@ -106,6 +127,9 @@ type appStateKeyValue struct {
 }
 
 func (v *appStateKeyValue) size() int { return 80 + len(v.ID) + len(v.Data) + len(v.Fingerprint) }
+func (v *appStateKeyValue) valid(cache.Type) bool {
+	return len(v.Data) > 0 && v.Fingerprint != nil // as at the Put: keys.go would expand an empty key
+}
 
 // appStateVersionValue is {"version": number, "hash": base64 (128 bytes)}.
 type appStateVersionValue struct {
@@ -113,8 +137,8 @@ type appStateVersionValue struct {
 	Hash    []byte `json:"hash"`
 }
 
-func (v *appStateVersionValue) size() int   { return 160 }
-func (v *appStateVersionValue) valid() bool { return len(v.Hash) == 128 }
+func (v *appStateVersionValue) size() int             { return 160 }
+func (v *appStateVersionValue) valid(cache.Type) bool { return len(v.Hash) == 128 }
 
 // macValue is {"version": number, "value_mac": base64 (32 bytes)}: of one index MAC the highest version.
 type macValue struct {
@@ -122,8 +146,8 @@ type macValue struct {
 	ValueMAC []byte `json:"value_mac"`
 }
 
-func (v *macValue) size() int   { return 64 }
-func (v *macValue) valid() bool { return len(v.ValueMAC) == 32 }
+func (v *macValue) size() int             { return 64 }
+func (v *macValue) valid(cache.Type) bool { return len(v.ValueMAC) == keyLength }
 
 // contactValue is {"jid", "first_name", "full_name", "push_name", "business_name", "redacted_phone"}.
 type contactValue struct {
@@ -154,7 +178,8 @@ type messageSecretValue struct {
 	Secret []byte `json:"secret"`
 }
 
-func (v *messageSecretValue) size() int { return 40 + len(v.Sender) + len(v.Secret) }
+func (v *messageSecretValue) size() int             { return 40 + len(v.Sender) + len(v.Secret) }
+func (v *messageSecretValue) valid(cache.Type) bool { return v.Secret != nil }
 
 // privacyTokenValue is {"token": base64, "timestamp", "sender_timestamp": Unix seconds}.
 type privacyTokenValue struct {
@@ -163,7 +188,8 @@ type privacyTokenValue struct {
 	SenderTimestamp *int64 `json:"sender_timestamp,omitempty"`
 }
 
-func (v *privacyTokenValue) size() int { return 48 + len(v.Token) }
+func (v *privacyTokenValue) size() int             { return 48 + len(v.Token) }
+func (v *privacyTokenValue) valid(cache.Type) bool { return v.Token != nil }
 
 // bufferedEventValue is {"plaintext": base64 or null once processed, "server_s": Unix seconds, "insert_ms": Unix milliseconds}.
 type bufferedEventValue struct {
@@ -172,8 +198,9 @@ type bufferedEventValue struct {
 	InsertMS  int64  `json:"insert_ms"`
 }
 
-func (v *bufferedEventValue) size() int       { return 48 + len(v.Plaintext) }
-func (v *bufferedEventValue) inserted() int64 { return v.InsertMS }
+func (v *bufferedEventValue) size() int             { return 48 + len(v.Plaintext) }
+func (v *bufferedEventValue) valid(cache.Type) bool { return v.InsertMS > 0 }
+func (v *bufferedEventValue) inserted() int64       { return v.InsertMS }
 
 // outgoingEventValue is {"format": text, "plaintext": base64, "insert_ms": Unix milliseconds}.
 type outgoingEventValue struct {
@@ -182,8 +209,9 @@ type outgoingEventValue struct {
 	InsertMS  int64  `json:"insert_ms"`
 }
 
-func (v *outgoingEventValue) size() int       { return 56 + len(v.Format) + len(v.Plaintext) }
-func (v *outgoingEventValue) inserted() int64 { return v.InsertMS }
+func (v *outgoingEventValue) size() int             { return 56 + len(v.Format) + len(v.Plaintext) }
+func (v *outgoingEventValue) valid(cache.Type) bool { return v.Plaintext != nil && v.InsertMS > 0 }
+func (v *outgoingEventValue) inserted() int64       { return v.InsertMS }
 
 // credsValue has two shapes: the device's credentials under the id "device" and
 // {"next_pre_key_id"} under "pre_keys".
@@ -193,3 +221,13 @@ type credsValue struct {
 }
 
 func (v *credsValue) size() int { return 2048 }
+
+func (v *credsValue) fits(k cache.Key) bool {
+	switch k {
+	case deviceKey:
+		return v.Device.whole()
+	case counterKey:
+		return v.NextPreKeyID > 0
+	}
+	return true // of a later version
+}

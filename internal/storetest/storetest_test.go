@@ -61,3 +61,8 @@ func TestP7AContextThatEndsInTheMiddleOfACallLosesNothing(t *testing.T) {
 	t.Parallel()
 	storetest.Cancelled(t, storetest.Pgstore("pgstore", func(*pgstore.Config) {}))
 }
+
+func TestP8EveryCallAfterCloseMatchesCanceled(t *testing.T) {
+	t.Parallel()
+	storetest.Closed(t, storetest.Pgstore("pgstore", func(*pgstore.Config) {}))
+}
