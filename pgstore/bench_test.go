@@ -59,7 +59,7 @@ func subjects(b *testing.B, s storetest.Backend, n int) []*storetest.Subject {
 func memoryPeers(n int) []*signaltest.Peer {
 	peers := make([]*signaltest.Peer, n)
 	for i := range peers {
-		peers[i] = signaltest.NewPeer(signaltest.NewMemoryDevice(new(pgstore.Container).NewDevice()))
+		peers[i] = signaltest.NewPeer(signaltest.NewMemoryPhone(new(pgstore.Container).NewDevice()))
 	}
 	return peers
 }

@@ -24,7 +24,7 @@ type couple struct {
 
 func newCouple(t *testing.T) *couple {
 	fresh := func() *signaltest.Peer {
-		return signaltest.NewUnbufferedPeer(signaltest.NewMemoryDevice(new(Container).NewDevice()))
+		return signaltest.NewUnbufferedPeer(signaltest.NewMemoryPhone(new(Container).NewDevice()))
 	}
 	c := &couple{t: t, ours: fresh(), theirs: fresh(), group: types.NewJID("1-2", types.GroupServer)}
 	signaltest.Meet(t, c.theirs, c.ours)

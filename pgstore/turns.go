@@ -25,7 +25,7 @@ const (
 
 // turn is a send that holds sessions.
 type turn struct {
-	keys  map[cache.Key]struct{}
+	keys  []cache.Key
 	many  bool // from GetManySessions
 	began time.Time
 	until time.Time // how long the others wait; guarded by the instance's mu
@@ -43,10 +43,7 @@ func (in *instance) beginTurn(ctx context.Context, many bool, keys ...cache.Key)
 		patience, length = manyTurn, answerTurn
 	}
 	now := time.Now()
-	mine := &turn{keys: make(map[cache.Key]struct{}, len(keys)), many: many, began: now, done: make(chan struct{})}
-	for _, k := range keys {
-		mine.keys[k] = struct{}{}
-	}
+	mine := &turn{keys: keys, many: many, began: now, done: make(chan struct{})}
 	if waits {
 		mine.until = now.Add(patience + length)
 	}
@@ -82,17 +79,9 @@ func (in *instance) beginTurn(ctx context.Context, many bool, keys ...cache.Key)
 	in.mu.Unlock()
 }
 
+// holdsOneOf says whether a send to many and an answer hold the same session; the answer holds one.
 func (t *turn) holdsOneOf(other *turn) bool {
-	small, large := t.keys, other.keys
-	if len(small) > len(large) {
-		small, large = large, small
-	}
-	for k := range small {
-		if _, held := large[k]; held {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(t.keys, other.keys[0]) || slices.Contains(other.keys, t.keys[0])
 }
 
 // turnOf is the oldest send, to many or not, that holds a session which is being put; nil if nobody has read one.
@@ -100,8 +89,11 @@ func (in *instance) turnOf(put map[cache.Key]*recordValue, many bool) *turn {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for _, t := range in.mu.turns {
-		for k := range put {
-			if _, held := t.keys[k]; held && t.many == many {
+		if t.many != many {
+			continue
+		}
+		for _, k := range t.keys {
+			if _, putting := put[k]; putting {
 				return t
 			}
 		}

@@ -24,14 +24,22 @@ type Memory struct {
 	preKeys    map[uint32]*keys.PreKey
 	senderKeys map[[2]string][]byte
 	buffered   map[[32]byte]*store.BufferedEvent
+	phone      bool
 }
 
 // NewMemoryDevice is a paired device on maps.
-func NewMemoryDevice(fresh *store.Device) *store.Device {
+func NewMemoryDevice(fresh *store.Device) *store.Device { return newMemory(fresh, false) }
+
+// NewMemoryPhone is one that does what phones do and Go's libsignal does not: an attempt to decrypt with a state that is not the
+// right one leaves that state as it was.
+func NewMemoryPhone(fresh *store.Device) *store.Device { return newMemory(fresh, true) }
+
+func newMemory(fresh *store.Device, phone bool) *store.Device {
 	FillPairing(fresh)
 	m := &Memory{
 		NoopStore: &store.NoopStore{}, identities: make(map[string][32]byte), sessions: make(map[string][]byte),
 		preKeys: make(map[uint32]*keys.PreKey), senderKeys: make(map[[2]string][]byte), buffered: make(map[[32]byte]*store.BufferedEvent),
+		phone: phone,
 	}
 	fresh.SetAllStores(m)
 	fresh.LIDs = noLIDs{m.NoopStore}
@@ -86,12 +94,14 @@ func (m *Memory) GetManySessions(_ context.Context, addresses []string) (map[str
 func (m *Memory) PutSession(_ context.Context, address string, session []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.sessions[address] = bytes.Clone(withoutNeedlessSteps(m.sessions[address], session))
+	if m.phone {
+		session = withoutNeedlessSteps(m.sessions[address], session)
+	}
+	m.sessions[address] = bytes.Clone(session)
 	return nil
 }
 
-// withoutNeedlessSteps does what phones do and Go's libsignal does not: an attempt to decrypt with a state that is not the right
-// one leaves that state as it was. Nothing else changes a state that is archived.
+// withoutNeedlessSteps takes back what decrypting did to archived states, which nothing else changes.
 func withoutNeedlessSteps(old, session []byte) []byte {
 	var before, after record.SessionStructure
 	if json.Unmarshal(old, &before) != nil || json.Unmarshal(session, &after) != nil || len(after.PreviousStates) == 0 {
