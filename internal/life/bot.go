@@ -1,0 +1,94 @@
+package life
+
+// What the child's client sees and does.
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"go.mau.fi/whatsmeow"
+	"go.mau.fi/whatsmeow/types"
+	"go.mau.fi/whatsmeow/types/events"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+// handle is the client's event handler.
+func (b *bot) handle(e any) {
+	c := b.child
+	switch e := e.(type) {
+	case *events.QR:
+		c.say(event{Kind: saidQR, Text: e.Codes[0]})
+	case *events.PairSuccess:
+		c.say(event{Kind: saidPaired, Sender: e.ID})
+	case *events.Connected:
+		c.say(event{Kind: saidConnected})
+	case *events.Message:
+		text := e.Message.GetConversation()
+		if text == "" {
+			return
+		}
+		c.say(event{
+			Kind: saidMessage, Text: text, ID: e.Info.ID, Chat: e.Info.Chat, Sender: e.Info.Sender, FromMe: e.Info.IsFromMe, Retry: e.RetryCount,
+		})
+		if c.Answer && !e.Info.IsFromMe {
+			b.keepSaying(e.Info.Chat, "re: "+text)
+		}
+		c.say(event{Kind: saidHandled, ID: e.Info.ID})
+	case *events.UndecryptableMessage:
+		c.say(event{Kind: saidUndecryptable, ID: e.Info.ID, Chat: e.Info.Chat, Sender: e.Info.Sender})
+	case *events.IdentityChange:
+		c.say(event{Kind: saidIdentity, Sender: e.JID, Implicit: e.Implicit})
+	case *events.LoggedOut:
+		b.over.Store(true)
+		c.say(event{Kind: saidLoggedOut})
+	case *events.StreamReplaced:
+		b.over.Store(true)
+		c.say(event{Kind: saidReplaced})
+	}
+}
+
+// keepSaying sends a text until it is out: a bot that has something to say does not give up.
+func (b *bot) keepSaying(to types.JID, text string) {
+	for !b.over.Load() {
+		_, err := b.SendMessage(b.child.ctx, to, waserver.Conversation(text))
+		if err == nil {
+			return
+		}
+		b.child.say(event{Kind: saidTrouble, Error: err.Error(), Text: text})
+		if errors.Is(err, whatsmeow.ErrNotConnected) {
+			b.WaitForConnection(time.Second)
+		}
+	}
+}
+
+// obey does what the parent wants.
+func (b *bot) obey(cmd command) (value any, err error) {
+	ctx := b.child.ctx
+	switch cmd.Do {
+	case doSend:
+		_, err = b.SendMessage(ctx, cmd.To, waserver.Conversation(cmd.Text))
+	case doSay:
+		b.keepSaying(cmd.To, cmd.Text)
+	case doPairPhone:
+		return b.PairPhone(ctx, cmd.Text, true, whatsmeow.PairClientChrome, "Chrome (Linux)")
+	case doLogout:
+		err = b.Logout(ctx)
+	case doForget:
+		err = b.Store.Sessions.DeleteSession(ctx, cmd.To.SignalAddress().String())
+	case doStats, doFlush:
+		ours, ok := b.child.store.(*pgstore.Container)
+		if !ok {
+			return nil, nil
+		}
+		if cmd.Do == doFlush {
+			return nil, ours.Flush(ctx)
+		}
+		return ours.Stats(), nil
+	default:
+		err = fmt.Errorf("unknown command %q", cmd.Do)
+	}
+	return value, err
+}

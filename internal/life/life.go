@@ -1,0 +1,310 @@
+package life
+
+// A life: a device on a database of its own, the child that runs its client now, the server, and what was seen.
+
+import (
+	"cmp"
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+)
+
+var (
+	roundsFlag = flag.Int("life.rounds", 10, "how often the client is killed")
+	awayFlag   = flag.Duration("life.away", 3*time.Second, "how long the database is away")
+	seedFlag   = flag.Uint64("life.seed", 0, "what random tests draw from; 0 is something new each time")
+)
+
+const (
+	patience = 3 * time.Minute // two cores are shared with much else
+	tick     = 20 * time.Millisecond
+)
+
+// backend is a store under test.
+type backend struct {
+	name string
+	ours bool
+}
+
+var (
+	onPgstore  = backend{name: "pgstore", ours: true}
+	onSqlstore = backend{name: "sqlstore"}
+)
+
+// onBoth runs a test on pgstore and on the reference.
+func onBoth(t *testing.T, test func(t *testing.T, b backend)) {
+	t.Parallel()
+	for _, b := range []backend{onPgstore, onSqlstore} {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, b)
+		})
+	}
+}
+
+// life is a device's life.
+type life struct {
+	*process // the child that lives now
+
+	t       testing.TB
+	ctx     context.Context
+	backend backend
+	set     settings
+	dsn     string // of the database; the child's may lead through a proxy
+	db      *database
+	server  *waserver.Server
+	account *waserver.Account
+	device  *waserver.Device // once paired
+
+	started int // children
+	seen    struct {
+		sync.Mutex
+		events  []event
+		from    int // where await begins
+		changed chan struct{}
+	}
+}
+
+// newLife is a life before its beginning: the settings are those that we advise, unless they are edited.
+func newLife(t testing.TB, b backend, edit ...func(*settings)) *life {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience+time.Duration(*roundsFlag)*5*time.Second+3**awayFlag)
+	t.Cleanup(cancel)
+	l := &life{t: t, ctx: ctx, backend: b, dsn: pgtest.Open(t)}
+	l.db = newDatabase(t, b, l.dsn)
+	l.seen.changed = make(chan struct{})
+	var err error
+	l.server, err = waserver.New(waserver.Config{Grace: 300 * time.Millisecond})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.server.Close()) })
+	l.account = l.server.NewAccount("")
+	l.set = settings{Endpoint: l.server.Endpoint(), DSN: l.dsn, Ours: b.ours, Buffer: true, Synchronous: true, Durable: true}
+	for _, change := range edit {
+		change(&l.set)
+	}
+	return l
+}
+
+// start starts a child, which is the one that lives from now on.
+func (l *life) start() {
+	l.t.Helper()
+	l.started++
+	l.look()
+	l.process = startProcess(l.t, l.started, l.set, l.hear)
+}
+
+// paired is a life that has begun: the device is paired by QR code and logged in.
+func paired(t testing.TB, b backend, edit ...func(*settings)) *life {
+	t.Helper()
+	l := newLife(t, b, edit...)
+	l.start()
+	l.pair()
+	return l
+}
+
+// pair pairs the child with the account by QR code and waits until it has logged in.
+func (l *life) pair() {
+	l.t.Helper()
+	l.scan()
+	l.await(ofKind(saidConnected))
+	require.NoError(l.t, l.device.WaitConnected(l.ctx))
+}
+
+// scan lets the account's phone scan the QR code that the child shows.
+func (l *life) scan() {
+	l.t.Helper()
+	qr := l.await(ofKind(saidQR))
+	device, err := l.account.Scan(l.ctx, qr.Text)
+	require.NoError(l.t, err)
+	l.device = device
+}
+
+// pairAgain pairs a child whose device was removed. One that did not learn of it in its last life does so now, and is given a
+// new device.
+func (l *life) pairAgain() {
+	l.t.Helper()
+	first := l.await(func(e event) bool { return e.Kind == saidQR || e.Kind == saidLoggedOut })
+	if first.Kind == saidLoggedOut {
+		l.requireNoDevice()
+		l.look()
+		l.do(command{Do: doReopen})
+	}
+	l.pair()
+}
+
+// restart kills the child and starts another one, which logs in.
+func (l *life) restart() {
+	l.t.Helper()
+	l.kill()
+	l.start()
+	l.await(ofKind(saidConnected))
+}
+
+// look lets await see from now on only what comes from now on. A new child begins with it.
+func (l *life) look() {
+	l.seen.Lock()
+	defer l.seen.Unlock()
+	l.seen.from = len(l.seen.events)
+}
+
+func (l *life) hear(e event) {
+	l.seen.Lock()
+	defer l.seen.Unlock()
+	l.seen.events = append(l.seen.events, e)
+	close(l.seen.changed)
+	l.seen.changed = make(chan struct{})
+}
+
+// events are those that fit, of all children.
+func (l *life) events(fits func(event) bool) []event {
+	l.seen.Lock()
+	defer l.seen.Unlock()
+	return matching(l.seen.events, fits)
+}
+
+func matching(events []event, fits func(event) bool) []event {
+	var found []event
+	for _, e := range events {
+		if fits(e) {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+// await waits for the first event that fits, of the child that lives now.
+func (l *life) await(fits func(event) bool) event {
+	l.t.Helper()
+	for ended := false; ; {
+		l.seen.Lock()
+		changed, said := l.seen.changed, l.seen.events[l.seen.from:]
+		l.seen.Unlock()
+		if found := matching(said, fits); len(found) > 0 {
+			return found[0]
+		}
+		require.False(l.t, ended, "the child ended, and said %v", said)
+		select {
+		case <-changed:
+		case <-l.over:
+			ended = true
+		case <-l.ctx.Done():
+			require.Fail(l.t, "an event did not come", "the child said %v", said)
+		}
+	}
+}
+
+// ofKind fits events of a kind.
+func ofKind(kind string) func(event) bool {
+	return func(e event) bool { return e.Kind == kind }
+}
+
+// message fits the handler's event for a text.
+func message(text string) func(event) bool {
+	return func(e event) bool { return e.Kind == saidMessage && e.Text == text }
+}
+
+// handled is how often each text came to the handler.
+func (l *life) handled() map[string]int {
+	count := make(map[string]int)
+	for _, e := range l.events(ofKind(saidMessage)) {
+		count[e.Text]++
+	}
+	return count
+}
+
+// say lets the child send a text.
+func (l *life) say(to types.JID, text string) {
+	l.t.Helper()
+	l.do(command{Do: doSay, To: to, Text: text})
+}
+
+// hello lets the contact's phone send a text to the account and waits until the child has handled it.
+func (l *life) hello(from *waserver.Contact, text string) event {
+	l.t.Helper()
+	_, err := from.SendText(l.account.LID(), text)
+	require.NoError(l.t, err)
+	return l.await(message(text))
+}
+
+// answered reports whether the contact's phone has got a text.
+func answered(who *waserver.Contact, text string) bool {
+	return slices.ContainsFunc(who.Received(), func(r waserver.Received) bool { return r.Text == text && r.Device.Device == 0 })
+}
+
+// heard waits until the contact has got a text on all its devices.
+func (l *life) heard(who *waserver.Contact, text string) {
+	l.t.Helper()
+	for _, d := range who.Devices() {
+		_, err := who.WaitReceived(l.ctx, func(r waserver.Received) bool { return r.Text == text && r.Device == d.LID() })
+		require.NoError(l.t, err, "%s did not get %q", d.LID(), text)
+	}
+}
+
+// talk lets the account and a contact exchange a text each.
+func (l *life) talk(with *waserver.Contact, text string) {
+	l.t.Helper()
+	l.hello(with, "in: "+text)
+	l.say(with.LID(), "out: "+text)
+	l.heard(with, "out: "+text)
+}
+
+// random is what a test draws from. The seed is logged.
+func random(t testing.TB) *rand.Rand {
+	seed := cmp.Or(*seedFlag, rand.Uint64())
+	t.Logf("-life.seed=%d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// requireOnePairing requires that the device was paired once and never refused.
+func (l *life) requireOnePairing() {
+	l.t.Helper()
+	stats := l.server.Stats()
+	require.Equal(l.t, 1, stats.Pairings, "pairings")
+	require.Equal(l.t, 1, stats.QRCodes, "connections with QR codes")
+	require.Zero(l.t, stats.RefusedLogins, "refused logins")
+	require.Zero(l.t, stats.BadIdentities, "bad identities")
+	require.Empty(l.t, stats.UnknownNodes)
+}
+
+// requireNothingReused requires on pgstore that no key was used twice. On sqlstore it says how many were, apart from pre-keys, whose
+// ids sqlstore gives out again.
+func (l *life) requireNothingReused() {
+	l.t.Helper()
+	found := l.server.Record().Reused()
+	if l.backend.ours {
+		require.Empty(l.t, found)
+		return
+	}
+	kinds := make(map[waserver.Reuse]int)
+	for _, f := range found {
+		kinds[f.Kind]++
+	}
+	if len(found) > 0 {
+		l.t.Log(fmt.Sprint("sqlstore used twice: ", kinds))
+	}
+}
+
+// requireNoDevice waits until nothing of the device is in the tables. The client tells that it is logged out before it deletes.
+func (l *life) requireNoDevice() {
+	l.t.Helper()
+	require.Eventually(l.t, func() bool {
+		for row := range l.db.rows() {
+			if l.backend.ours || !strings.HasPrefix(row, "privacy_token ") { // sqlstore leaves them behind
+				return false
+			}
+		}
+		return true
+	}, patience, tick)
+}

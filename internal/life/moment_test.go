@@ -1,0 +1,84 @@
+package life
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/store"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+// At the moment at which a client is told that it is paired it is sent to a new connection. Whoever looks at the database then
+// finds all that the pairing saved.
+
+func TestTheConnectionAfterThePairingFindsWhatWasSaved(t *testing.T) {
+	onBoth(t, func(t *testing.T, b backend) {
+		l := newLife(t, b)
+		l.start()
+		l.scan()
+		said := l.await(ofKind(saidPaired))
+		seen := l.seenByOthers()
+		l.await(ofKind(saidConnected))
+		require.Equal(t, l.device.PN(), said.Sender)
+		require.Equal(t, l.device.PN(), *seen.ID)
+		require.Equal(t, l.device.LID(), seen.LID)
+		require.NotEmpty(t, seen.Account.GetDeviceSignature())
+		require.Equal(t, 1, l.db.number("SELECT count(*) FROM "+l.db.lidMap()+" WHERE lid = $1 AND pn = $2", l.device.LID().User, l.device.PN().User))
+		require.NoError(t, l.device.WaitConnected(l.ctx))
+		require.Equal(t, 1, l.device.Logins())
+		l.talk(l.server.NewContact(waserver.ContactConfig{}), "hello")
+		l.requireOnePairing()
+		l.requireNothingReused()
+	})
+}
+
+// seenByOthers is the device as another container lists it, which takes nothing.
+func (l *life) seenByOthers() *store.Device {
+	l.t.Helper()
+	var c container
+	var err error
+	if l.backend.ours {
+		c, err = pgstore.New(l.ctx, l.dsn, nil)
+	} else {
+		c, err = openSqlstore(l.ctx, l.dsn, nil)
+	}
+	require.NoError(l.t, err)
+	defer func() { require.NoError(l.t, c.Close()) }()
+	devices, err := c.GetAllDevices(l.ctx)
+	require.NoError(l.t, err)
+	require.Len(l.t, devices, 1)
+	return devices[0]
+}
+
+// A process that dies at that moment, or another one that takes over from it while it lives.
+func TestAnotherProcessMayLogInAtTheMomentOfThePairing(t *testing.T) {
+	t.Parallel()
+	for _, killed := range []bool{true, false} {
+		for _, b := range []backend{onPgstore, onSqlstore} {
+			name := b.name + ", the first one lives on"
+			if killed {
+				name = b.name + ", the first one is killed"
+			}
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				l := newLife(t, b)
+				l.start()
+				l.scan()
+				l.await(ofKind(saidPaired))
+				if killed {
+					l.kill()
+				}
+				l.start()
+				l.await(ofKind(saidConnected))
+				friend := l.server.NewContact(waserver.ContactConfig{})
+				l.talk(friend, "hello")
+				l.restart()
+				l.talk(friend, "still here")
+				l.requireOnePairing()
+				l.requireNothingReused()
+			})
+		}
+	}
+}

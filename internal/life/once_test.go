@@ -1,0 +1,204 @@
+package life
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+)
+
+// exchange is a number of messages that go both ways at once, and to whom.
+type exchange struct {
+	*life
+	people  []*waserver.Contact
+	group   *waserver.Group // nil for direct messages
+	in      []string
+	out     map[string]*waserver.Contact // to whom; nil for all
+	pending []<-chan event
+}
+
+// receive lets a device of one of the people send a text.
+func (x *exchange) receive(from *waserver.Contact, device int, text string) {
+	x.t.Helper()
+	to := x.account.LID()
+	if x.group != nil {
+		to = x.group.JID()
+	}
+	_, err := from.Devices()[device].Send(to, waserver.Conversation(text))
+	require.NoError(x.t, err)
+	x.in = append(x.in, text)
+}
+
+// send lets the child send a text, and does not wait.
+func (x *exchange) send(to *waserver.Contact, text string) {
+	x.t.Helper()
+	cmd := command{Do: doSay, Text: text}
+	if x.group != nil {
+		cmd.To, to = x.group.JID(), nil
+	} else {
+		cmd.To = to.LID()
+	}
+	x.out[text] = to
+	x.pending = append(x.pending, x.begin(cmd))
+}
+
+// sent waits until all that was to be sent is out.
+func (x *exchange) sent() {
+	x.t.Helper()
+	for _, done := range x.pending {
+		select {
+		case e := <-done:
+			require.Empty(x.t, e.Error)
+		case <-x.ctx.Done():
+			require.Fail(x.t, "a message was not sent")
+		}
+	}
+	x.pending = nil
+}
+
+// requireOnce requires that each message arrived once: in the handler, and on every device that it was for. Of what contacts did
+// not get on sqlstore it says how much it was: the record holds what they could not read.
+func (x *exchange) requireOnce() {
+	x.t.Helper()
+	x.sent()
+	err := x.server.Wait(x.ctx, func() bool { return len(x.handled()) >= len(x.in) })
+	require.NoError(x.t, err, "%d of %d came", len(x.handled()), len(x.in))
+	require.NoError(x.t, x.server.WaitIdle(x.ctx))
+	handled := x.handled()
+	for _, text := range x.in {
+		require.Equal(x.t, 1, handled[text], text)
+	}
+	require.Len(x.t, handled, len(x.in))
+	lost := 0
+	for text, to := range x.out {
+		people := x.people
+		if to != nil {
+			people = []*waserver.Contact{to}
+		}
+		for _, who := range people {
+			got := make(map[string]int)
+			for _, r := range who.Received() {
+				if r.Text == text {
+					got[r.Device.String()]++
+				}
+			}
+			for _, d := range who.Devices() {
+				n := got[d.LID().String()]
+				if n == 0 && !x.backend.ours {
+					lost++
+					continue
+				}
+				require.Equal(x.t, 1, n, "%q on %s", text, d.LID())
+			}
+		}
+	}
+	stats := x.server.Stats()
+	x.t.Logf("%d in, %d out, %d ciphertexts, %d retry receipts of the client, %d answers of it to such, %d never read by their recipients",
+		len(x.in), len(x.out), stats.Ciphertexts, stats.RetryReceipts, stats.RetryAnswers, lost)
+	x.requireOnePairing()
+	x.requireNothingReused()
+}
+
+func TestDirectMessagesArriveOnce(t *testing.T) {
+	onBoth(t, func(t *testing.T, b backend) {
+		rng := random(t)
+		l := paired(t, b)
+		x := &exchange{life: l, out: make(map[string]*waserver.Contact)}
+		for i := range 10 {
+			x.people = append(x.people, l.server.NewContact(waserver.ContactConfig{Devices: 1 + i%3}))
+		}
+		faults := []waserver.Action{waserver.DeliverTwice, waserver.Late, waserver.Swap}
+		for i := range 100 {
+			friend := x.people[i%len(x.people)]
+			device, inFirst := rng.IntN(len(friend.Devices())), (i/len(x.people)+i)%2 == 0 // whoever begins sends the first message
+			switch i {
+			case 30, 60: // the contact begins anew, and cannot read what comes until it was asked for again
+				x.quiet()
+				friend.Devices()[0].ForgetSession(l.device)
+				inFirst = false
+			case 45: // likewise with a new identity
+				x.quiet()
+				friend.Reinstall(friend.Devices()[0], true)
+				inFirst = false
+			case 52, 75: // the client begins anew
+				x.quiet()
+				l.do(command{Do: doForget, To: friend.LID()})
+				device, inFirst = 0, true
+			}
+			if i%10 == 7 {
+				l.server.Inject(waserver.Fault{Action: faults[rng.IntN(len(faults))], Delay: 100 * time.Millisecond})
+			}
+			in, out := fmt.Sprint("in ", i), fmt.Sprint("out ", i)
+			if inFirst {
+				x.receive(friend, device, in)
+				x.send(friend, out)
+			} else {
+				x.send(friend, out)
+				x.receive(friend, device, in)
+			}
+			if i%len(x.people) == len(x.people)-1 {
+				x.sent() // so many at once are enough
+			}
+		}
+		x.requireOnce()
+		first := 0
+		for _, sent := range l.server.Record().Sent() {
+			if sent.Type == "pkmsg" {
+				first++
+			}
+		}
+		require.NotZero(t, first)
+		require.NotZero(t, l.server.Stats().RetryAnswers)
+		require.NotZero(t, l.server.Stats().RetryReceipts)
+		require.Less(t, l.device.PreKeys(), 812, "others began sessions too")
+	})
+}
+
+// quiet waits until nothing is on its way, so that what a contact loses next is not what it needs for what was sent before.
+func (x *exchange) quiet() {
+	x.t.Helper()
+	x.sent()
+	require.NoError(x.t, x.server.WaitIdle(x.ctx))
+}
+
+func TestGroupMessagesArriveOnce(t *testing.T) {
+	t.Parallel()
+	for _, size := range []struct{ devices, messages int }{{3, 60}, {50, 34}, {512, 6}} {
+		for _, b := range []backend{onPgstore, onSqlstore} {
+			t.Run(fmt.Sprintf("%d devices on %s", size.devices, b.name), func(t *testing.T) {
+				t.Parallel()
+				l := paired(t, b)
+				x := &exchange{life: l, out: make(map[string]*waserver.Contact)}
+				rest := size.devices - 2 // the phone's and the client's
+				for ; rest > 0; rest -= 2 {
+					x.people = append(x.people, l.server.NewContact(waserver.ContactConfig{Devices: min(2, rest)}))
+				}
+				x.group = l.server.NewGroup(waserver.GroupConfig{}, slices.Concat([]*waserver.Contact{l.account.Contact}, x.people)...)
+				started := time.Now()
+				for i := range size.messages / 2 {
+					friend := x.people[i*7%len(x.people)]
+					if i == size.messages/4 {
+						x.quiet()
+						friend.Reinstall(friend.Devices()[0], true)
+						x.send(nil, fmt.Sprint("out ", i))
+						x.quiet() // it has asked for it again
+						x.receive(friend, 0, fmt.Sprint("in ", i))
+						continue
+					}
+					x.send(nil, fmt.Sprint("out ", i))
+					x.receive(friend, 0, fmt.Sprint("in ", i))
+					if size.devices > 100 {
+						x.sent()
+					}
+				}
+				x.requireOnce()
+				t.Logf("%v", time.Since(started))
+				require.NotZero(t, l.server.Stats().RetryAnswers)
+			})
+		}
+	}
+}

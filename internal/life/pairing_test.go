@@ -1,0 +1,118 @@
+package life
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+)
+
+func TestPairedByQRCodeOnceAndForAll(t *testing.T) {
+	onBoth(t, func(t *testing.T, b backend) {
+		l := paired(t, b)
+		friend := l.server.NewContact(waserver.ContactConfig{Devices: 2})
+		l.talk(friend, "first")
+		for i := range 2 {
+			l.restart()
+			l.talk(friend, fmt.Sprint("after a kill ", i))
+		}
+		l.quit()
+		l.start()
+		l.talk(friend, "after a clean end")
+		require.Empty(t, friend.Undecryptable())
+		require.Equal(t, 4, l.device.Logins())
+		l.requireOnePairing()
+		l.requireNothingReused()
+	})
+}
+
+func TestPairedByCode(t *testing.T) {
+	onBoth(t, func(t *testing.T, b backend) {
+		l := newLife(t, b)
+		l.start()
+		l.await(ofKind(saidQR))
+		answer := l.do(command{Do: doPairPhone, Text: l.account.PN().User})
+		var err error
+		l.device, err = l.account.EnterCode(l.ctx, strings.Trim(string(answer.Value), `"`))
+		require.NoError(t, err)
+		l.await(ofKind(saidConnected))
+		friend := l.server.NewContact(waserver.ContactConfig{})
+		l.talk(friend, "first")
+		l.restart()
+		l.talk(friend, "after a kill")
+		require.Equal(t, 1, l.server.Stats().LinkCodes)
+		require.Zero(t, l.server.Stats().QRScans)
+		l.requireOnePairing()
+		l.requireNothingReused()
+	})
+}
+
+// A gateway names its instances itself. When the phone has removed one's device it is paired again under the same name, in the same
+// process or in the next one.
+func TestPairedAgainUnderTheSameNameNothingOfTheOldLifeRemains(t *testing.T) {
+	t.Parallel()
+	for _, again := range []string{"in the same process", "in another process", "after a kill at once"} {
+		for _, b := range []backend{onPgstore, onSqlstore} {
+			t.Run(b.name+" "+again, func(t *testing.T) {
+				t.Parallel()
+				l := paired(t, b, func(s *settings) { s.Instance, s.RetryStore = "shop 42", true })
+				friend := l.server.NewContact(waserver.ContactConfig{Devices: 2})
+				group := l.server.NewGroup(waserver.GroupConfig{}, l.account.Contact, friend)
+				friend.GrantPrivacyToken(l.account, []byte("token"))
+				l.talk(friend, "old life")
+				l.say(group.JID(), "old group")
+				l.heard(friend, "old group")
+				require.NoError(t, l.server.WaitIdle(l.ctx))
+				l.do(command{Do: doFlush})
+				old, first := l.db.rows(), l.device
+				require.NotZero(t, l.db.count("session"))
+				require.NotZero(t, l.db.count("sender_key"))
+
+				l.device.Unlink()
+				l.await(ofKind(saidLoggedOut))
+				if again == "after a kill at once" {
+					l.kill()
+				} else {
+					l.requireNoDevice()
+				}
+				if again == "in the same process" {
+					l.look()
+					l.do(command{Do: doReopen})
+				} else {
+					l.kill()
+					l.start()
+				}
+				l.pairAgain()
+				require.NotEqual(t, first.PN(), l.device.PN())
+				l.requireNothingOf(old)
+				l.talk(friend, "new life")
+				l.restart()
+				l.talk(friend, "new life goes on")
+				require.Equal(t, 2, l.server.Stats().Pairings)
+				l.requireNothingReused()
+			})
+		}
+	}
+}
+
+// requireNothingOf requires that no row of an earlier life is there. What the new one honestly wrote again is not one: who the same
+// phone is and what it is called, and the counter of pre-key ids, of which there were as many.
+func (l *life) requireNothingOf(old map[string]int) {
+	l.t.Helper()
+	again := []string{"identity " + l.account.LID().SignalAddress().String(), "contact " + l.account.LID().String(), "contact " + l.account.PN().String(), "creds pre_keys"}
+	if l.backend.ours {
+		require.Zero(l.t, l.db.number(`SELECT count(*) FROM whatsmeow.auth_keys k JOIN whatsmeow.instances i ON i.id = k.instance_id
+			WHERE k.updated_at < i.created_at`))
+	} else {
+		again = []string{"privacy_token"} // sqlstore leaves them behind
+	}
+	for row := range l.db.rows() {
+		if !slices.ContainsFunc(again, func(what string) bool { return strings.HasPrefix(row, what+" ") }) {
+			require.Zero(l.t, old[row], "of the old life: %s", row)
+		}
+	}
+}

@@ -1,0 +1,82 @@
+package life
+
+// What parent and child say to each other: one JSON object a line, commands on the child's standard input, events on its
+// standard output. An event is in the pipe before the child goes on, so a child that is killed has said all that it did.
+
+import (
+	"encoding/json"
+	"time"
+
+	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+)
+
+// settings say on what a child's client lives and how it is set.
+type settings struct {
+	Endpoint waserver.Endpoint
+	DSN      string
+	Ours     bool   // pgstore, or else sqlstore
+	Instance string // the name of the instance on pgstore, if it is to have one
+
+	Buffer      bool // Client.EnableDecryptedEventBuffer
+	Synchronous bool // Client.SynchronousAck
+	Durable     bool // pgstore.Config.DurableAcks
+	RetryStore  bool // Client.UseRetryMessageStore
+	Answer      bool // the handler answers every text of somebody else before it returns
+}
+
+// command is what a child is to do.
+type command struct {
+	ID   int
+	Do   string
+	To   types.JID `json:",omitzero"`
+	Text string    `json:",omitempty"`
+}
+
+// The commands. The answer to each is an event of kind done.
+const (
+	doSend      = "send"       // send a text once
+	doSay       = "say"        // send a text, again and again until it is out
+	doPairPhone = "pair phone" // ask for a link code for the phone number in Text
+	doLogout    = "logout"
+	doReopen    = "reopen" // fetch the device from the container again, with a new client
+	doForget    = "forget" // lose the session with To
+	doStats     = "stats"  // of the container, pgstore only
+	doFlush     = "flush"  // make everything durable
+	doQuit      = "quit"   // disconnect, close the container, end
+)
+
+// event is what a child says.
+type event struct {
+	Kind    string
+	Process int       `json:"-"` // which child said it
+	At      time.Time `json:"-"`
+
+	Command int             `json:",omitempty"` // done: which
+	Error   string          `json:",omitempty"` // done, trouble
+	Value   json.RawMessage `json:",omitempty"` // done: the answer
+
+	Text     string    `json:",omitempty"`
+	ID       string    `json:",omitempty"`
+	Chat     types.JID `json:",omitzero"`
+	Sender   types.JID `json:",omitzero"`
+	FromMe   bool      `json:",omitempty"`
+	Retry    int       `json:",omitempty"`
+	Implicit bool      `json:",omitempty"`
+}
+
+// The kinds of events.
+const (
+	saidDone          = "done"
+	saidQR            = "qr"
+	saidPaired        = "paired"
+	saidConnected     = "connected"
+	saidMessage       = "message" // said by the handler before it returns, and before it answers
+	saidHandled       = "handled" // said by the handler when it returns
+	saidUndecryptable = "undecryptable"
+	saidIdentity      = "identity"
+	saidLoggedOut     = "logged out"
+	saidReplaced      = "replaced"
+	saidTrouble       = "trouble" // something failed and is tried again
+)
