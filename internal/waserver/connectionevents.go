@@ -112,13 +112,14 @@ func (s *Server) passive(q *query) ([]waBinary.Node, *iqError) {
 	return nil, nil
 }
 
-// welcomeLocked calls what the account wants to be called when a client is there for the first time.
+// welcomeLocked lets the phone greet a client that is there for the first time.
 func (d *Device) welcomeLocked() {
-	greet := d.user.onLinked
-	if greet != nil && !d.welcomed {
-		d.user.server.spawnLocked(func() { greet(d) })
+	if d.welcomed {
+		return
 	}
+	linked := d.user.onLinked
 	d.welcomed = true
+	d.greeting = d.user.server.spawnLocked(func() { d.user.account.greet(d, linked) })
 }
 
 // keepAlive answers the client's ping.

@@ -84,7 +84,7 @@ func (s *Server) WaitIdle(ctx context.Context) error {
 	return s.wait(ctx, func() bool {
 		for _, user := range s.mu.users {
 			for _, d := range user.devices {
-				if d.conn != nil && len(d.box) > 0 || d.phone != nil && d.phone.busy() {
+				if d.conn != nil && len(d.box) > 0 || d.greeting || d.phone != nil && d.phone.busy() {
 					return false
 				}
 			}

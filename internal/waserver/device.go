@@ -9,6 +9,7 @@ import (
 	"errors"
 	"time"
 
+	client "go.mau.fi/whatsmeow/appstate"
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/types"
 )
@@ -27,8 +28,10 @@ type Device struct {
 	box      []*stanza
 	gone     bool // unlinked
 	logins   int
-	welcomed bool                // took messages once
-	resends  map[string][32]byte // hash of the last message with an id, to know it when it is sent again
+	welcomed bool                          // took messages once
+	greeting bool                          // its phone has not yet sent all that a new client gets
+	fetched  map[client.WAPatchName]uint64 // the version of each collection of app state that it was given
+	resends  map[string][32]byte           // hash of the last message with an id, to know it when it is sent again
 }
 
 // stanza is something on its way to a device.

@@ -10,6 +10,10 @@
 //	friend.Echo("you said: ")
 //	_, err = client.SendMessage(ctx, friend.PN(), message)
 //	got, err := friend.WaitReceived(ctx, waserver.Text("hello"))
+//	err = account.Apply(ctx, appstate.Contact(friend.PN(), "Ada", "Ada Lovelace"))
+//	h, err := account.SendHistory(ctx, device, history.Spec{People: history.People(1, 20), Messages: 500})
+//
+// A person can watch a client run against it: go run ./internal/waserver/cmd/waserver.
 //
 // # What it is made of
 //
@@ -25,8 +29,9 @@
 //
 // # What is not simulated
 //
-// App state answers that it is empty; there are no history sync and no media yet. Further namespaces go into the table in
-// request.go, further HTTP paths to [Server.Handle]. Group messages of contacts are not delivered to other contacts. Contacts
+// Further namespaces go into the table in request.go, further HTTP paths to [Server.Handle]. History on demand, messages that
+// a client asks its own phone for, and attachments that are gone are not answered. Clients are not told that collections
+// are dirty; what changed while they were away is in their mailboxes. Group messages of contacts are not delivered to other contacts. Contacts
 // are always online. Presence, chat states and calls are taken and dropped. Clients that belong to different accounts may
 // talk to each other; what they derive is not in the record, but what the wire shows is.
 //
@@ -98,4 +103,32 @@
 //     to delete those of user. The change is noticed by the next first message or bundle, as an untrusted identity.
 //   - Sessions move from a phone number to a LID when a message comes in from the number that names the LID (sender_lid), or when a
 //     group with number addressing is sent to. A message that comes from the LID moves nothing.
+//
+// App state:
+//
+//   - The share of keys is stored, and all collections are fetched, on a goroutine of its own, which goes on after Disconnect;
+//     the message itself reaches the handlers like any other (IsFromMe, category peer).
+//   - A collection at version 0 is fetched in full, whatever is asked for. No event tells of what is set then, not even of
+//     the first change of a collection that was empty, only AppStateSyncComplete; EmitAppStateEventsOnFullSync changes that.
+//   - An empty collection stays at version 0 and is fetched anew with every share of keys.
+//   - In a full fetch the names of contacts go to the store in one call. If a snapshot and patches after it, or two patches,
+//     name the same contact, both names are in it, the older one first.
+//   - A patch that cannot be read for want of its key is given up, the key is asked for once in 24 hours, and all collections
+//     are fetched when it comes.
+//   - The client sets a value under its newest key and does not remove the one under an older key, so an index may be set twice.
+//   - The push name from the app state is written into the device without a lock and saved, by whatever goroutine fetches.
+//   - After a mismatch the client does not ask for recovery by itself. What it is sent is ignored unless its version is higher
+//     than the one stored.
+//
+// History and media:
+//
+//   - The receipt hist_sync leaves when a chunk's announcement was put into a queue in memory; the chunk is fetched later, and
+//     it is stored on yet another goroutine, which nothing waits for: neither the event HistorySync nor the deletion of the
+//     chunk from the server means that it is stored. A client that is killed in between never asks for it again.
+//   - A chunk that cannot be fetched is logged and forgotten. The receipt server-error, which asks for it again, is only sent by
+//     programs that call for it.
+//   - After each chunk the client deletes it from the server, with an empty path if it came inside of its message.
+//   - The client races with itself when a history has a nonce: it is written into the device by the goroutine that stores, and
+//     read by the deletion of the chunk.
+//   - The goroutine that fetches history waits a minute for more, whether or not the client is connected.
 package waserver

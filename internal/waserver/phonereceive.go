@@ -122,6 +122,9 @@ func (p *phone) take(base Received, sender *Device, chat types.JID, message *waE
 	answer, onPeer := p.user.answer, p.user.onPeer
 	s.happenedLocked()
 	s.mu.Unlock()
+	if base.Peer && p.user.account != nil {
+		p.user.account.answerPeer(sender, base)
+	}
 	if base.Peer && onPeer != nil {
 		onPeer(base)
 	}
@@ -246,9 +249,14 @@ func (p *phone) receipt(node *waBinary.Node) {
 	p.user.receipts = append(p.user.receipts, ReceiptSeen{Device: p.device.LID(), From: d.LID(), ID: attrString(node, "id"), Type: typ})
 	s.happenedLocked()
 	s.mu.Unlock()
-	if typ == string(types.ReceiptTypeRetry) {
-		if err := p.sendAgain(d, node); err != nil {
-			s.log.Warn("waserver: contact could not honour a retry receipt", "error", err)
-		}
+	var err error
+	switch typ {
+	case string(types.ReceiptTypeRetry):
+		err = p.sendAgain(d, node)
+	case receiptServerError:
+		err = p.uploadAgain(d, node)
+	}
+	if err != nil {
+		s.log.Warn("waserver: contact could not honour a receipt", "type", typ, "error", err)
 	}
 }

@@ -14,7 +14,9 @@ import (
 	"go.mau.fi/whatsmeow/proto/waE2E"
 	"go.mau.fi/whatsmeow/types"
 
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver/appstate"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver/contact"
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver/history"
 )
 
 // Contact is a user. Its methods may be called at any time from any goroutine.
@@ -40,8 +42,16 @@ type Contact struct {
 	receipts      []ReceiptSeen
 }
 
-// Account is the user of one or more clients: its phone is simulated, and clients are paired with it.
-type Account struct{ *Contact }
+// Account is the user of one or more clients: its phone is simulated, and clients are paired with it. The phone shares its app
+// state with them.
+type Account struct {
+	*Contact
+	state *appstate.State
+
+	// Guarded by Server.mu.
+	initial *history.History // what new clients are sent, or nil
+	chunks  map[string]chunk // of all histories that were sent, by their path
+}
 
 // Received is a message that a simulated phone could read.
 type Received struct {
@@ -111,9 +121,15 @@ func (s *Server) NewContact(cfg ContactConfig) *Contact {
 	return u
 }
 
-// NewAccount makes an account with a phone and no clients. An empty number is one that nobody has.
+// NewAccount makes an account with a phone and no clients. An empty number is one that nobody has. Of the app state only the
+// push name is set.
 func (s *Server) NewAccount(number string) *Account {
-	a := &Account{s.newUser(number, "")}
+	a := &Account{
+		Contact: s.newUser(number, ""), state: appstate.New(appstate.Config{Media: s.media}), chunks: make(map[string]chunk),
+	}
+	if _, err := a.state.Apply(appstate.PushName(a.name)); err != nil {
+		s.log.Error("waserver: push name of a new account", "error", err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.account = a
@@ -242,7 +258,8 @@ func (u *Contact) Answer(answer func(Received) *waE2E.Message) {
 	u.answer = answer
 }
 
-// OnPeer has a function called for each message that a client of the account sends to the account's own phone, in order.
+// OnPeer has a function called for each message that a client of the account sends to the account's own phone, in order. What
+// asks for keys or recovery of app state is answered before.
 func (a *Account) OnPeer(do func(Received)) {
 	a.server.mu.Lock()
 	defer a.server.mu.Unlock()
@@ -250,7 +267,7 @@ func (a *Account) OnPeer(do func(Received)) {
 }
 
 // OnLinked has a function called, in a goroutine of its own, when a new client of the account has logged in for the first time
-// and takes messages: the moment at which a phone sends it keys and history.
+// and takes messages. The phone has sent it the keys of the app state by then.
 func (a *Account) OnLinked(do func(*Device)) {
 	a.server.mu.Lock()
 	defer a.server.mu.Unlock()

@@ -82,6 +82,9 @@ func (s *Server) receivedLocked(d *Device, node *waBinary.Node) {
 		s.retryKeysLocked(d, node)
 		return
 	}
+	if attrString(node, "type") == receiptServerError {
+		return // it says something of the message's attachment
+	}
 	ids := map[string]bool{attrString(node, "id"): true}
 	list := node.GetChildByTag("list")
 	for _, item := range list.GetChildrenByTag("item") {

@@ -9,6 +9,9 @@ import (
 
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver/appstate"
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver/media"
 )
 
 // query is an iq of a client.
@@ -47,9 +50,10 @@ func (s *Server) iqHandlers() map[string]iqHandler {
 		"status":                 s.status,
 		"usync":                  s.usync,
 		"w:g2":                   s.groupQuery,
+		media.Namespace:          s.mediaConn,
 		"w:p":                    s.keepAlive,
 		"w:profile:picture":      s.profilePicture,
-		"w:sync:app:state":       s.appState,
+		appstate.Namespace:       s.appState,
 		"urn:xmpp:whatsapp:push": func(*query) ([]waBinary.Node, *iqError) { return nil, nil },
 	}
 }
@@ -136,18 +140,6 @@ func (c *conn) request(ctx context.Context, id, xmlns, typ string, content waBin
 	case <-c.ctx.Done():
 		return nil, errConnectionLost
 	}
-}
-
-// appState answers that a collection is empty.
-func (s *Server) appState(q *query) ([]waBinary.Node, *iqError) {
-	sync := q.node.GetChildByTag("sync")
-	var collections []waBinary.Node
-	for _, c := range sync.GetChildrenByTag("collection") {
-		collections = append(collections, waBinary.Node{Tag: "collection", Attrs: waBinary.Attrs{
-			"name": attrString(&c, "name"), "version": "0", "type": "result",
-		}})
-	}
-	return []waBinary.Node{{Tag: "sync", Content: collections}}, nil
 }
 
 // attrString is an attribute of a node as text, or empty.

@@ -5,7 +5,8 @@ package waserver
 // waits for; none lives on when there is nothing to do.
 //
 // Locks, in the order in which they may be taken: a phone's sending lock, Server.mu, then the small locks of a
-// connection's outgoing queue, of a phone's inbox and of the record. No encryption and no network happens under Server.mu.
+// connection's outgoing queue, of an app state, of the media and of the record. No encryption and no network happens under
+// Server.mu.
 
 import (
 	"context"
@@ -18,6 +19,8 @@ import (
 
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/util/keys"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver/media"
 )
 
 // What a Config without a value of its own gets.
@@ -62,6 +65,7 @@ type Server struct {
 	http     *http.Server
 	url      string
 	record   *Record
+	media    *media.Store
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -99,7 +103,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, identity: identity, mux: http.NewServeMux(),
-		url: "http://" + listener.Addr().String(), record: newRecord(),
+		url: "http://" + listener.Addr().String(), record: newRecord(), media: media.New(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.mu.conns = make(map[*conn]struct{})
@@ -113,6 +117,7 @@ func New(cfg Config) (*Server, error) {
 	s.mu.stats.UnknownNodes = make(map[string]int)
 	s.handlers = s.iqHandlers()
 	s.mux.HandleFunc("/ws/chat", s.serveChat)
+	s.mux.Handle(media.Host+"/", s.media)
 	s.http = &http.Server{
 		Handler: s.mux, ReadHeaderTimeout: 10 * time.Second,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, tcpKey{}, c) },

@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.mau.fi/whatsmeow"
+	"go.mau.fi/whatsmeow/appstate"
 	"go.mau.fi/whatsmeow/proto/waE2E"
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/store/sqlstore"
@@ -37,9 +38,12 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	// A frame that is read at the moment at which the client disconnects stays in the hands of the goroutine that read it: the
-	// client's FrameSocket sends it into a channel from which nobody receives any more.
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.mau.fi/whatsmeow/socket.(*FrameSocket).frameComplete"))
+	goleak.VerifyTestMain(m,
+		// A frame that is read at the moment at which the client disconnects stays in the hands of the goroutine that read it:
+		// the client's FrameSocket sends it into a channel from which nobody receives any more.
+		goleak.IgnoreTopFunction("go.mau.fi/whatsmeow/socket.(*FrameSocket).frameComplete"),
+		// It waits a minute for more history, whether or not the client is connected.
+		goleak.IgnoreTopFunction("go.mau.fi/whatsmeow.(*Client).handleHistorySyncNotificationLoop"))
 }
 
 // testBundle is a server with an account and the client that is to be its device.
@@ -140,7 +144,7 @@ func clientOn(t *testing.T, server *waserver.Server, on *container, device *stor
 	return c
 }
 
-// pair pairs the client by QR code and waits until it has logged in.
+// pair pairs the client by QR code and waits until it has logged in and has the app state.
 func (c *testClient) pair(t *testing.T, account *waserver.Account) *waserver.Device {
 	t.Helper()
 	ctx := testContext(t)
@@ -151,7 +155,17 @@ func (c *testClient) pair(t *testing.T, account *waserver.Account) *waserver.Dev
 	waitFor[*events.PairSuccess](ctx, t, c)
 	waitFor[*events.Connected](ctx, t, c)
 	require.NoError(t, device.WaitConnected(ctx))
+	c.waitSynced(ctx, t)
+	require.NoError(t, account.WaitSynced(ctx, device))
 	return device
+}
+
+// waitSynced waits for the end of the first fetch of the app state.
+func (c *testClient) waitSynced(ctx context.Context, t *testing.T) {
+	t.Helper()
+	for _, name := range appstate.AllPatchNames {
+		waitFor(ctx, t, c, func(e *events.AppStateSyncComplete) bool { return e.Name == name })
+	}
 }
 
 // reconnectByHand makes the client connect again from an event handler.
@@ -207,7 +221,9 @@ func text(want string) func(*events.Message) bool {
 func (c *testClient) texts() []string {
 	var found []string
 	for _, e := range all[*events.Message](c) {
-		found = append(found, e.Message.GetConversation())
+		if text := e.Message.GetConversation(); text != "" {
+			found = append(found, text)
+		}
 	}
 	return found
 }

@@ -52,6 +52,7 @@ type Spec struct {
 	PerChunk int         // messages; PerChunkDefault if zero
 	Seed     uint64      // for secrets, tokens and the salt
 	Inline   bool        // the first chunk travels in its message instead of in the media store
+	NoNonce  bool        // there is no nonce in it; the client races with itself when it stores one, unless told to fetch by hand
 }
 
 // Secret is a message secret that the client should know.
@@ -75,7 +76,7 @@ type History struct {
 	Secrets   []Secret
 	Tokens    []Token
 	NCTSalt   []byte
-	MetaNonce string
+	MetaNonce string    // empty if there is none
 	Migrated  time.Time // when the phone's chats were moved to LIDs
 
 	inline bool
@@ -105,6 +106,9 @@ func Make(spec Spec) *History {
 		spec:    spec, rng: rand.NewChaCha8(seed), start: now.Add(-time.Duration(spec.Messages+1) * time.Second),
 	}
 	m.NCTSalt, m.MetaNonce = m.random(32), fmt.Sprintf("nonce-%x", m.random(8))
+	if spec.NoNonce {
+		m.MetaNonce = ""
+	}
 	m.bootstrap()
 	m.pushNames()
 	m.messages()

@@ -24,32 +24,41 @@ type Media interface {
 
 // Messages puts the chunks of a history where the companion can fetch them, and returns the messages that announce them.
 func (h *History) Messages(files Media) ([]*waE2E.Message, error) {
-	var messages []*waE2E.Message
-	for i, chunk := range h.Chunks {
-		blob, err := compress(chunk)
+	messages := make([]*waE2E.Message, len(h.Chunks))
+	for i := range h.Chunks {
+		var err error
+		if messages[i], err = h.Message(files, i); err != nil {
+			return nil, err
+		}
+	}
+	return messages, nil
+}
+
+// Message puts one chunk of a history where the companion can fetch it, and returns the message that announces it.
+func (h *History) Message(files Media, i int) (*waE2E.Message, error) {
+	chunk := h.Chunks[i]
+	blob, err := compress(chunk)
+	if err != nil {
+		return nil, err
+	}
+	notification := &waE2E.HistorySyncNotification{
+		SyncType:   waE2E.HistorySyncType(chunk.GetSyncType()).Enum(), // the numbers are the same
+		ChunkOrder: chunk.ChunkOrder, Progress: chunk.Progress,
+	}
+	if h.inline && i == 0 {
+		notification.InitialHistBootstrapInlinePayload = blob
+	} else {
+		ref, err := files.Put(blob, whatsmeow.MediaHistory)
 		if err != nil {
 			return nil, err
 		}
-		notification := &waE2E.HistorySyncNotification{
-			SyncType:   waE2E.HistorySyncType(chunk.GetSyncType()).Enum(), // the numbers are the same
-			ChunkOrder: chunk.ChunkOrder, Progress: chunk.Progress,
-		}
-		if h.inline && i == 0 {
-			notification.InitialHistBootstrapInlinePayload = blob
-		} else {
-			ref, err := files.Put(blob, whatsmeow.MediaHistory)
-			if err != nil {
-				return nil, err
-			}
-			notification.FileSHA256, notification.FileEncSHA256, notification.FileLength = ref.FileSHA256, ref.FileEncSHA256, &ref.FileLength
-			notification.MediaKey, notification.DirectPath, notification.EncHandle = ref.MediaKey, &ref.DirectPath, &ref.Handle
-		}
-		messages = append(messages, &waE2E.Message{ProtocolMessage: &waE2E.ProtocolMessage{
-			Type:                    waE2E.ProtocolMessage_HISTORY_SYNC_NOTIFICATION.Enum(),
-			HistorySyncNotification: notification,
-		}})
+		notification.FileSHA256, notification.FileEncSHA256, notification.FileLength = ref.FileSHA256, ref.FileEncSHA256, &ref.FileLength
+		notification.MediaKey, notification.DirectPath, notification.EncHandle = ref.MediaKey, &ref.DirectPath, &ref.Handle
 	}
-	return messages, nil
+	return &waE2E.Message{ProtocolMessage: &waE2E.ProtocolMessage{
+		Type:                    waE2E.ProtocolMessage_HISTORY_SYNC_NOTIFICATION.Enum(),
+		HistorySyncNotification: notification,
+	}}, nil
 }
 
 func compress(chunk *waHistorySync.HistorySync) ([]byte, error) {
