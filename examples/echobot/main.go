@@ -2,10 +2,13 @@
 // again as often as you like: it does not ask for a scan again.
 //
 //	DATABASE_URL=postgres://… go run ./examples/echobot
+//
+// With -demo it needs nothing and talks to a stand-in for WhatsApp's servers; that is in demo.go, which a real bot leaves out.
 package main
 
 import (
 	"context"
+	"flag"
 	"log"
 	"os"
 	"os/signal"
@@ -20,21 +23,28 @@ import (
 )
 
 func main() {
-	if err := run(); err != nil {
-		log.Fatal(err)
+	withoutPhone := flag.Bool("demo", false, "talk to a stand-in for WhatsApp's servers")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	if *withoutPhone {
+		err = demo(ctx)
+	} else {
+		err = bot(ctx, os.Getenv("DATABASE_URL"), waLog.Stdout("Bot", "INFO", true), (*whatsmeow.Client).ConnectContext)
+	}
+	if err != nil {
+		log.Fatal(err) //nolint:gocritic // stop has nothing left to do
 	}
 }
 
-func run() (err error) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	logger := waLog.Stdout("Bot", "INFO", true)
-
-	store, err := pgstore.New(ctx, os.Getenv("DATABASE_URL"), logger)
+// bot runs until the context ends. Connect is client.ConnectContext, except in the demo.
+func bot(ctx context.Context, dsn string, logger waLog.Logger, connect func(*whatsmeow.Client, context.Context) error) (err error) {
+	store, err := pgstore.New(ctx, dsn, logger)
 	if err != nil {
 		return err
 	}
-	defer func() { // after Disconnect: saves the rest, and says what it could not save
+	defer func() { //nolint:contextcheck // after Disconnect, ctx has ended: saves the rest, and says what it could not save
 		if closeErr := store.Close(); err == nil {
 			err = closeErr
 		}
@@ -65,7 +75,7 @@ func run() (err error) {
 			}
 		}()
 	}
-	if err = client.ConnectContext(ctx); err != nil {
+	if err = connect(client, ctx); err != nil {
 		return err
 	}
 	defer client.Disconnect()

@@ -1,43 +1,44 @@
-// Quickstart shows without a phone what pgstore is for. It needs nothing but Go:
+// Quickstart shows without a phone and without a network what pgstore is for. It needs nothing but Go:
 //
 //	go run ./examples/quickstart
 //
-// It starts a PostgreSQL of its own (DATABASE_URL names another one, which it leaves as it was) and then:
+// It starts a PostgreSQL of its own (DATABASE_URL names another one, which it leaves as it was) and a stand-in for WhatsApp's
+// servers, with an account's phone and a contact, Ada. Then:
 //
-//  1. A worker process pairs two devices, alice and bob, and lets them talk with real Signal encryption.
-//  2. In the middle of it the worker is killed, as a crash or an impatient scheduler would do it.
-//  3. A second worker opens the same devices and goes on where the first one was: nothing is paired again, no session is
-//     negotiated again, and every message can be read.
+//  1. A bot is started, a process of its own: the unmodified whatsmeow client on pgstore. It shows a QR code, which the phone
+//     scans. bot.go is all of it.
+//  2. Ada writes to the bot, which answers. Every message is really encrypted, by Ada too.
+//  3. In the middle of it the bot is killed, as a crash or an impatient scheduler would do it. Ada goes on writing.
+//  4. The bot is started again. It is the same device, shows no QR code, and answers what it has missed.
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"os/signal"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/mdp/qrterminal/v3"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
 
 const (
-	workerEnv = "PGSTORE_QUICKSTART_DSN" // set for the worker processes
 	schema    = "pgstore_quickstart"
-	killAfter = 50  // messages of the first worker
-	enough    = 100 // messages of the second
+	half      = 100 // messages before the kill, and as many after it
+	killAfter = 50  // answers
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	run := parent
-	if os.Getenv(workerEnv) != "" {
-		run = worker
+	run := stage
+	if os.Getenv(botEnv) != "" {
+		run = bot
 	}
 	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "quickstart:", err)
@@ -45,70 +46,102 @@ func main() {
 	}
 }
 
-func parent(ctx context.Context) (err error) {
-	server, err := pgtest.Start(ctx)
+// stage has everything but the bot.
+func stage(ctx context.Context) (err error) {
+	database, err := pgtest.Start(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, dropSchema(server.DSN), server.Stop()) }() //nolint:contextcheck // also after Ctrl-C
-	fmt.Println("Database:", server.Description)
+	defer func() { err = errors.Join(err, dropSchema(database.DSN), database.Stop()) }() //nolint:contextcheck // also after Ctrl-C
+	server, err := waserver.New(waserver.Config{})                                       //nolint:contextcheck // it lives until it is closed
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, server.Close()) }()
+	account, ada := server.NewAccount(""), server.NewContact(waserver.ContactConfig{Name: "Ada"})
+	settings := botSettings{database.DSN, server.Endpoint()}
+	fmt.Println("Database:", database.Description)
 
-	first, err := watch(ctx, server.DSN, killAfter)
+	first, err := startBot(ctx, settings)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("Worker 1 paired %d devices. They sent each other %d messages, then the worker was killed.\n", first.paired, first.messages)
-	second, err := watch(ctx, server.DSN, 0)
+	defer first.kill()
+	fmt.Println("The bot is started. It is not paired, so it shows a QR code:")
+	code, err := first.qrCode()
 	if err != nil {
 		return err
 	}
-	fmt.Printf("Worker 2 opened both devices: %d paired again, %d sessions negotiated again.\n", second.paired, second.negotiated)
-	fmt.Printf("They went on for %d messages. All of them could be read.\n", second.messages)
-	if first.paired != 2 || second.paired != 0 || second.negotiated != 0 || second.messages != enough {
+	qrterminal.GenerateHalfBlock(code, qrterminal.L, os.Stdout)
+	device, err := account.Scan(ctx, code)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("The phone has scanned it. The bot is device %s.\n", device.PN())
+
+	if err = write(ctx, ada, account, 1, half); err != nil {
+		return err
+	}
+	if err = awaitAnswers(ctx, server, ada, killAfter); err != nil {
+		return err
+	}
+	first.kill()
+	fmt.Printf("Ada wrote %d messages. The bot was killed when it had answered %d of them.\n", half, answers(ada))
+	if err = write(ctx, ada, account, half+1, 2*half); err != nil {
+		return err
+	}
+	fmt.Printf("Ada wrote %d more, and the bot is started again.\n", half)
+	second, err := startBot(ctx, settings)
+	if err != nil {
+		return err
+	}
+	defer second.kill()
+	if err = awaitAnswers(ctx, server, ada, 2*half); err != nil {
+		return err
+	}
+	if err = server.WaitIdle(ctx); err != nil { // until the bot has acknowledged everything
+		return err
+	}
+	if err = second.stop(); err != nil {
+		return err
+	}
+	return summary(server, ada)
+}
+
+// write has Ada write numbered messages to the bot.
+func write(ctx context.Context, ada *waserver.Contact, to *waserver.Account, from, through int) error {
+	for n := from; n <= through; n++ {
+		if _, err := ada.SendText(to.LID(), strconv.Itoa(n)); err != nil { //nolint:contextcheck // it waits for nobody
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// answers is how many messages Ada has had an answer to.
+func answers(ada *waserver.Contact) int {
+	answered := make(map[string]bool)
+	for _, r := range ada.Received() {
+		answered[r.Text] = true
+	}
+	return len(answered)
+}
+
+func awaitAnswers(ctx context.Context, server *waserver.Server, ada *waserver.Contact, n int) error {
+	return server.Wait(ctx, func() bool { return answers(ada) >= n })
+}
+
+func summary(server *waserver.Server, ada *waserver.Contact) error {
+	stats, twice := server.Stats(), len(server.Record().Reused())
+	fmt.Println()
+	fmt.Println("QR codes:", stats.QRCodes)
+	fmt.Printf("Messages to the bot: %d, answered: %d\n", 2*half, answers(ada))
+	fmt.Println("Answers that Ada could not read:", len(ada.Undecryptable()))
+	fmt.Println("Message keys used twice:", twice)
+	if stats.QRCodes != 1 || stats.Logins != 2 || stats.RefusedLogins != 0 || len(ada.Undecryptable()) != 0 || twice != 0 {
 		return errors.New("that is not what should have happened")
 	}
 	return nil
-}
-
-// seen counts what a worker reports.
-type seen struct{ paired, negotiated, messages int }
-
-// watch runs a worker until it ends, or until it has sent as many messages as kill says: then it is killed.
-func watch(ctx context.Context, dsn string, kill int) (s seen, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return s, err
-	}
-	cmd := exec.CommandContext(ctx, self) //nolint:gosec // ourselves
-	cmd.Env = append(os.Environ(), workerEnv+"="+dsn)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return s, err
-	}
-	if err = cmd.Start(); err != nil {
-		return s, err
-	}
-	killed := false
-	for lines := bufio.NewScanner(out); !killed && lines.Scan(); {
-		switch lines.Text() {
-		case reportPaired:
-			s.paired++
-		case reportNegotiated:
-			s.negotiated++
-		case reportMessage:
-			s.messages++
-		}
-		if kill > 0 && s.messages == kill {
-			killed = true
-			err = cmd.Process.Kill()
-		}
-	}
-	_, _ = io.Copy(io.Discard, out)
-	if waited := cmd.Wait(); !killed {
-		err = waited
-	}
-	return s, errors.Join(err, ctx.Err())
 }
 
 func dropSchema(dsn string) error {

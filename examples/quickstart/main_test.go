@@ -21,11 +21,13 @@ func TestQuickstartGoesOnAfterAKill(t *testing.T) {
 	dsn := pgtest.Open(t)
 	for range 2 { // it leaves nothing behind
 		cmd := exec.Command(program)
-		cmd.Env = append(os.Environ(), "DATABASE_URL="+dsn)
+		cmd.Env = append(os.Environ(), "DATABASE_URL="+dsn, "PGSTORE_TEST_DSN=")
 		out, err = cmd.CombinedOutput()
 		require.NoError(t, err, string(out))
-		require.Contains(t, string(out), "Worker 1 paired 2 devices. They sent each other 50 messages, then the worker was killed.")
-		require.Contains(t, string(out), "Worker 2 opened both devices: 0 paired again, 0 sessions negotiated again.")
-		require.Contains(t, string(out), "They went on for 100 messages. All of them could be read.")
+		require.Contains(t, string(out), "█", "a QR code")
+		require.Contains(t, string(out), "The phone has scanned it. The bot is device 4915000000001:1@s.whatsapp.net.")
+		require.Regexp(t, `Ada wrote 100 messages\. The bot was killed when it had answered \d+ of them\.`, string(out))
+		require.Contains(t, string(out), "QR codes: 1\n"+
+			"Messages to the bot: 200, answered: 200\nAnswers that Ada could not read: 0\nMessage keys used twice: 0\n")
 	}
 }

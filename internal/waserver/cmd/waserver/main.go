@@ -3,7 +3,8 @@
 //
 //	go run ./internal/waserver/cmd/waserver
 //
-// It prints on its first line the endpoint as JSON, for [waserver.Endpoint] in another process. Then it does what it is told
+// It prints on its first line the endpoint as JSON, for [waserver.Endpoint] in another process (or, in quotes, for
+// go run ./examples/echobot -demo -endpoint). Then it does what it is told
 // on standard input, a line each, until that ends:
 //
 //	2@AbCd…           the account scans this QR code (the text of it)
