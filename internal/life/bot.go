@@ -3,7 +3,6 @@ package life
 // What the child's client sees and does.
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -58,9 +57,10 @@ func (b *bot) keepSaying(to types.JID, text string) {
 			return
 		}
 		b.child.say(event{Kind: saidTrouble, Error: err.Error(), Text: text})
-		if errors.Is(err, whatsmeow.ErrNotConnected) {
-			b.WaitForConnection(time.Second)
+		if !b.WaitForConnection(time.Second) {
+			continue
 		}
+		time.Sleep(tick) // what was in the way is not gone at once
 	}
 }
 

@@ -88,6 +88,15 @@ func (d *database) count(kind string) int {
 	return d.number("SELECT count(*) FROM " + sqlstoreTables[kind])
 }
 
+// about is how many sessions or identities of an address there are.
+func (d *database) about(kind, address string) int {
+	d.t.Helper()
+	if d.backend.ours {
+		return d.number(`SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = $1 AND key_id = $2`, kind, address)
+	}
+	return d.number("SELECT count(*) FROM "+sqlstoreTables[kind]+" WHERE their_id = $1", address)
+}
+
 // lidMap is the table that maps phone numbers and LIDs.
 func (d *database) lidMap() string {
 	if d.backend.ours {

@@ -80,9 +80,15 @@ type life struct {
 // newLife is a life before its beginning: the settings are those that we advise, unless they are edited.
 func newLife(t testing.TB, b backend, edit ...func(*settings)) *life {
 	t.Helper()
+	return newLifeOn(t, b, pgtest.Open(t), edit...)
+}
+
+// newLifeOn is a life on a certain database.
+func newLifeOn(t testing.TB, b backend, dsn string, edit ...func(*settings)) *life {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience+time.Duration(*roundsFlag)*5*time.Second+3**awayFlag)
 	t.Cleanup(cancel)
-	l := &life{t: t, ctx: ctx, backend: b, dsn: pgtest.Open(t)}
+	l := &life{t: t, ctx: ctx, backend: b, dsn: dsn}
 	l.db = newDatabase(t, b, l.dsn)
 	l.seen.changed = make(chan struct{})
 	var err error
@@ -231,11 +237,11 @@ func (l *life) say(to types.JID, text string) {
 }
 
 // hello lets the contact's phone send a text to the account and waits until the child has handled it.
-func (l *life) hello(from *waserver.Contact, text string) event {
+func (l *life) hello(from *waserver.Contact, text string) {
 	l.t.Helper()
 	_, err := from.SendText(l.account.LID(), text)
 	require.NoError(l.t, err)
-	return l.await(message(text))
+	l.await(message(text))
 }
 
 // answered reports whether the contact's phone has got a text.

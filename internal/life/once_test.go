@@ -14,11 +14,12 @@ import (
 // exchange is a number of messages that go both ways at once, and to whom.
 type exchange struct {
 	*life
-	people  []*waserver.Contact
-	group   *waserver.Group // nil for direct messages
-	in      []string
-	out     map[string]*waserver.Contact // to whom; nil for all
-	pending []<-chan event
+	people   []*waserver.Contact
+	group    *waserver.Group // nil for direct messages
+	byNumber bool            // the client knows people by phone number
+	in       []string
+	out      map[string]*waserver.Contact // to whom; nil for all
+	pending  []<-chan event
 }
 
 // receive lets a device of one of the people send a text.
@@ -39,8 +40,8 @@ func (x *exchange) send(to *waserver.Contact, text string) {
 	cmd := command{Do: doSay, Text: text}
 	if x.group != nil {
 		cmd.To, to = x.group.JID(), nil
-	} else {
-		cmd.To = to.LID()
+	} else if cmd.To = to.LID(); x.byNumber {
+		cmd.To = to.PN()
 	}
 	x.out[text] = to
 	x.pending = append(x.pending, x.begin(cmd))

@@ -1,0 +1,115 @@
+package life
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+)
+
+// Somebody has a new phone, in the middle of a conversation and while the client is away.
+func TestAContactWithANewPhoneIsTalkedTo(t *testing.T) {
+	onBoth(t, func(t *testing.T, b backend) {
+		for _, silent := range []bool{false, true} {
+			l := paired(t, b)
+			friend := l.server.NewContact(waserver.ContactConfig{Devices: 2})
+			l.talk(friend, "old phone")
+			friend.Reinstall(friend.Devices()[0], silent)
+			l.hello(friend, "new phone")
+			l.await(func(e event) bool { return e.Kind == saidIdentity && e.Sender == friend.LID() && e.Implicit })
+			l.say(friend.LID(), "congratulations")
+			l.heard(friend, "congratulations")
+			l.restart()
+			l.talk(friend, "after a kill")
+
+			l.kill()
+			friend.Reinstall(friend.Devices()[0], silent)
+			l.start()
+			l.await(ofKind(saidConnected))
+			l.say(friend.LID(), "are you there") // on the old session: the new phone asks for it again
+			l.heard(friend, "are you there")
+			l.talk(friend, "another phone")
+			l.restart()
+			l.talk(friend, "after another kill")
+			for _, e := range friend.Undecryptable() {
+				require.True(t, e.Recovered)
+			}
+			require.Empty(t, l.events(ofKind(saidUndecryptable)))
+			l.requireOnePairing()
+			l.requireNothingReused()
+		}
+	})
+}
+
+// Somebody is known by phone number, and then by LID, while both sides write.
+func TestAConversationMovesFromPhoneNumberToLID(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		t.Run(fmt.Sprint("killed ", killed), func(t *testing.T) {
+			onBoth(t, func(t *testing.T, b backend) {
+				l := paired(t, b)
+				x := &exchange{life: l, out: make(map[string]*waserver.Contact), byNumber: true}
+				friend := l.server.NewContact(waserver.ContactConfig{HideLID: true, Devices: 2})
+				x.people = []*waserver.Contact{friend}
+				both := func(phase string) {
+					for i := range 10 {
+						x.receive(friend, i%2, fmt.Sprint("in ", phase, i))
+						x.send(friend, fmt.Sprint("out ", phase, i))
+					}
+					x.sent()
+					if killed {
+						x.quiet()
+						l.restart()
+					}
+				}
+				both("by number ")
+				friend.RevealLID()
+				both("with the LID ")
+				friend.UseLID()
+				both("by LID ")
+				x.requireOnce()
+				l.do(command{Do: doFlush})
+				for _, d := range friend.Devices() {
+					for _, kind := range []string{"session", "identity"} {
+						require.Equal(t, 1, l.db.about(kind, d.LID().SignalAddress().String()), "%s of %s", kind, d.LID())
+						require.Zero(t, l.db.about(kind, d.PN().SignalAddress().String()), "%s of %s", kind, d.PN())
+					}
+				}
+				if b.ours {
+					require.Zero(t, l.server.Stats().RetryReceipts)
+				}
+			})
+		})
+	}
+}
+
+func TestDevicesOfAContactComeAndGo(t *testing.T) {
+	onBoth(t, func(t *testing.T, b backend) {
+		l := paired(t, b)
+		friend := l.server.NewContact(waserver.ContactConfig{})
+		l.talk(friend, "one device")
+		for i := range 3 {
+			tablet := friend.AddDevice(i == 2) // the last one is not announced: the server's hash tells of it
+			require.NoError(t, l.server.WaitIdle(l.ctx))
+			if i == 2 {
+				l.say(friend.LID(), "to those that are known")
+			}
+			l.talk(friend, fmt.Sprint("two devices ", i))
+			if i == 1 {
+				l.restart()
+			}
+			_, err := tablet.Send(l.account.LID(), waserver.Conversation(fmt.Sprint("from the tablet ", i)))
+			require.NoError(t, err)
+			l.await(message(fmt.Sprint("from the tablet ", i)))
+			friend.RemoveDevice(tablet, false)
+			require.NoError(t, l.server.WaitIdle(l.ctx))
+			l.talk(friend, fmt.Sprint("one device again ", i))
+		}
+		require.Equal(t, 1, l.server.Stats().PHashMismatches)
+		require.Zero(t, l.server.Stats().Undeliverable)
+		require.Empty(t, friend.Undecryptable())
+		l.requireOnePairing()
+		l.requireNothingReused()
+	})
+}
