@@ -146,7 +146,7 @@ func (inst *Instance[V]) attempt(overlay *Overlay[V], fetched *fetch[V], commit 
 	if view.missing != nil || err != nil {
 		return view, err
 	}
-	if overlay != nil {
+	if overlay != nil && len(view.own.order) > 0 {
 		overlay.mergeLocked(&view.own)
 		return view, nil
 	}

@@ -96,8 +96,8 @@ type View[V any] struct {
 	wrote   bool
 }
 
-// Then has fn run, still under the instance's lock, if this run of an update is the one that counts: its writes are
-// visible, or it wrote nothing. It never runs for writes into an [Overlay].
+// Then has fn run, still under the instance's lock, if this run is the one that counts: its writes are visible, or it wrote
+// nothing. It does not run for writes into an [Overlay].
 func (v *View[V]) Then(fn func()) { v.then = append(v.then, fn) }
 
 // Get returns the value of k. The value is shared: do not change it. When the

@@ -35,10 +35,7 @@ type instance struct {
 		open      map[*transaction]struct{}
 		groups    map[string]*cache.Overlay[value] // open app-state groups by collection
 		migrated  map[string]string                // PN user → LID user, once durable in memory order
-		gone      map[cache.Key]*gone              // deleted and moved records that somebody may still hold
-		reads     map[cache.Key][]readRecord       // records that a plain Put may be made of
-		turns     []*turn                          // sends that hold sessions
-		swept     time.Time                        // when reads that nothing came of were last forgotten
+		readers   []*reader                        // who may put what it has read, the oldest first
 		handedOut []uint32                         // ids of the last answer of GetOrGenPreKeys
 		pruned    time.Time                        // when outgoing events were last pruned
 	}
@@ -93,9 +90,9 @@ type transaction struct {
 	mu      sync.Mutex
 	wait    patience
 	ended   bool
-	gone    map[cache.Key]struct{}     // deleted by others since the transaction began
-	read    map[cache.Key]*recordValue // the sessions and sender keys it has read, as they were at first; nil if absent
-	moved   map[cache.Key]cache.Key    // where a migration inside of it moves them
+	deleted map[cache.Key]struct{}  // by others since the transaction began
+	removed map[cache.Key]cache.Key // the records that it deletes itself, and where to it moves them
+	held                            // the records that it has read
 }
 
 // errTransactionEnded is returned to a write that comes with the context of a transaction that has ended.
@@ -131,20 +128,21 @@ func (tx *transaction) open() bool {
 	return !tx.ended
 }
 
-func (tx *transaction) noteMove(from, to cache.Key) {
+// remove notes that the transaction deletes a record, or moves it.
+func (tx *transaction) remove(k, to cache.Key) {
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
-	if tx.moved == nil {
-		tx.moved = make(map[cache.Key]cache.Key)
+	if tx.removed == nil {
+		tx.removed = make(map[cache.Key]cache.Key)
 	}
-	tx.moved[from] = to
+	tx.removed[k] = to
 }
 
-func (tx *transaction) deleted(k cache.Key) bool {
+func (tx *transaction) wasDeleted(k cache.Key) bool {
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
-	_, gone := tx.gone[k]
-	return gone
+	_, was := tx.deleted[k]
+	return was
 }
 
 // noteDeletions tells the open transactions what was deleted: what they wrote before must not bring it back.
@@ -155,10 +153,10 @@ func (in *instance) noteDeletions(writes []cache.Write[value]) {
 		for _, w := range writes {
 			if w.Op == cache.Delete {
 				tx.mu.Lock()
-				if tx.gone == nil {
-					tx.gone = make(map[cache.Key]struct{})
+				if tx.deleted == nil {
+					tx.deleted = make(map[cache.Key]struct{})
 				}
-				tx.gone[w.Key] = struct{}{}
+				tx.deleted[w.Key] = struct{}{}
 				tx.mu.Unlock()
 			}
 		}
@@ -341,35 +339,39 @@ func (in *instance) transact(ctx context.Context, fn func(context.Context) error
 	return in.counted(&count, in.writeMany(ctx, wait, len(writes), func(v *view) error {
 		count = 0
 		for _, w := range writes {
-			record, isRecord := w.Value.(*recordValue)
-			from := tx.source(w.Key)
-			if w.Op != cache.Delete && tx.deleted(w.Key) {
-				to, moved := in.movedTo(w.Key, from.base)
-				if !isRecord || !moved {
-					continue
-				}
-				w.Key, from.moved = to, true
-			}
-			if event, ok := w.Value.(*bufferedEventValue); ok && event.Plaintext != nil && v.Has(w.Key) {
-				return errBuffered // by another transaction meanwhile: the first one counts
-			}
-			switch {
-			case w.Op == cache.Delete && isRecordType(w.Key.Type):
-				if err := in.removeRecord(v, w.Key, tx.moved[w.Key]); err != nil {
-					return err
-				}
-			case isRecord:
-				merged, err := in.putRecord(v, w.Key, record, from)
+			if isRecordType(w.Key.Type) {
+				merged, err := in.endRecord(v, tx, w)
 				if err != nil {
 					return err
 				}
 				count += merged
-			default:
-				v.Write(w)
+				continue
 			}
+			if w.Op != cache.Delete && tx.wasDeleted(w.Key) {
+				continue
+			}
+			if event, ok := w.Value.(*bufferedEventValue); ok && event.Plaintext != nil && v.Has(w.Key) {
+				return errBuffered // by another transaction meanwhile: the first one counts
+			}
+			v.Write(w)
 		}
 		return nil
 	}))
+}
+
+// endRecord is a transaction's write of a session or a sender key, at its end.
+func (in *instance) endRecord(v *view, tx *transaction, w cache.Write[value]) (merged int, err error) {
+	from := source{by: writerDecrypt, held: &tx.held}
+	to, removed := tx.removed[w.Key]
+	if removed {
+		if err = in.removeRecord(v, w.Key, to); err != nil || w.Op == cache.Delete {
+			return 0, err
+		}
+		from.held = nil // it is put anew
+	} else if _, known := in.base(from, w.Key); tx.wasDeleted(w.Key) && !known {
+		return 0, nil
+	}
+	return in.putRecord(v, w.Key, w.Value.(*recordValue), from)
 }
 
 // dropOpenGroups forgets app-state groups that were never ended and says so.

@@ -104,60 +104,95 @@ func sameChain(a, b *chainState) bool {
 	return bytes.Equal(a.SenderRatchetKeyPublic, b.SenderRatchetKeyPublic)
 }
 
-// mergeSessions merges what is written into what is stored.
-func mergeSessions(stored, written *sessionRecord, from source, before *past) (*sessionRecord, error) {
-	used := written.SessionState
-	theirs := find(stored, used)
-	if from.by == writerSend {
-		if err := unused(stored, theirs, used.SenderChain, from, before); err != nil {
+// merging is two sessions that are to become one.
+type merging struct {
+	by      writer
+	stored  *sessionRecord
+	written *sessionRecord
+	base    *sessionRecord // what the writer had read, nil for none or if that is not known
+	known   bool           // whether it is
+	past    *past          // the chains that stored was stepped over
+	reached uint64         // how far the written chain had got, at the least
+}
+
+func (m *merging) merge() (*sessionRecord, error) {
+	used := m.written.SessionState
+	theirs := find(m.stored, used)
+	if m.by == writerSend {
+		if err := m.unused(theirs); err != nil {
 			return nil, err
 		}
 	}
+	var out *sessionRecord
 	switch {
 	case theirs == nil:
-		return raised(newOnTop(stored, written), stored, written), nil
-	case from.by == writerSend:
-		return raised(sent(stored, theirs, used, before), stored, written), nil
-	default:
-		return raised(received(stored, theirs, written, from.by, before), stored, written), nil
+		out = newOnTop(m.stored, m.written)
+	case m.by == writerSend && (m.known || m.reachedBefore() != nil):
+		out = m.sent(theirs)
+	default: // a decrypt, or what nobody had read
+		out = m.received(theirs)
 	}
+	return raised(out, m.stored, m.written), nil
 }
 
-// unused refuses a send whose message key another writer has used, or of whose chain nobody knows how far it has got.
-func unused(stored *sessionRecord, theirs *sessionState, chain *chainState, from source, before *past) error {
-	counter := uint64(chain.ChainKey.Index)
-	if counter == 0 {
+// unused refuses a send if another writer has used one of its message keys, or if nobody knows any more how far its chain has got.
+func (m *merging) unused(theirs *sessionState) error {
+	chain := m.written.SessionState.SenderChain
+	if chain.ChainKey.Index == 0 {
 		return nil // nothing was sent on it
 	}
-	reached, known := before.reached(fingerprint(ratchetKeyText(chain)))
-	if from.moved {
-		reached, known = max(reached, from.reached), true
+	reached := m.reachedBefore()
+	if reached == nil && theirs != nil && m.known {
+		return ErrMessageKeyUsed // it was stepped over too long ago
 	}
-	for _, st := range statesOf(stored) {
-		if sameChain(st.SenderChain, chain) {
-			reached, known = max(reached, uint64(st.SenderChain.ChainKey.Index)), true
+	used := uint64(chain.ChainKey.Index) - 1 // the first message key that the send used, as far as is known
+	if m.known {
+		used = 0
+		if m.base != nil {
+			for _, c := range chainsOf(m.base) {
+				if sameChain(c, chain) {
+					used = uint64(c.ChainKey.Index)
+				}
+			}
 		}
 	}
-	steppedOver := !known && theirs != nil && !from.began.IsZero()
-	if known && reached >= counter || steppedOver {
+	if m.reached > used || reached != nil && *reached > used {
 		return ErrMessageKeyUsed
 	}
 	return nil
 }
 
-// ratchetKeyText is a chain's ratchet key as it stands in a record.
-func ratchetKeyText(c *chainState) []byte {
-	return base64.StdEncoding.AppendEncode(nil, c.SenderRatchetKeyPublic)
+// reachedBefore is how far the written sending chain had got, nil if that is not known.
+func (m *merging) reachedBefore() *uint64 {
+	chain := m.written.SessionState.SenderChain
+	var found *uint64
+	if counter, ok := m.past.reached(chainID(chain)); ok {
+		found = &counter
+	}
+	for _, c := range chainsOf(m.stored) {
+		if counter := uint64(c.ChainKey.Index); sameChain(c, chain) && (found == nil || *found < counter) {
+			found = &counter
+		}
+	}
+	return found
 }
 
-// sendingChains says how far the sending chains of a record have got, by their ratchet keys as they stand in it.
-func sendingChains(r *sessionRecord) map[string]uint64 {
-	chains := make(map[string]uint64)
-	for _, st := range statesOf(r) {
-		key := string(ratchetKeyText(st.SenderChain))
-		chains[key] = max(chains[key], uint64(st.SenderChain.ChainKey.Index))
+// chainID names a sending chain, like the fingerprint of a ratchet's.
+func chainID(c *chainState) uint64 {
+	return fingerprint(base64.StdEncoding.AppendEncode(nil, c.SenderRatchetKeyPublic))
+}
+
+// chainsOf lists the sending chains of a record, the current one last.
+func chainsOf(r *sessionRecord) []*chainState {
+	var chains []*chainState
+	for _, st := range slices.Backward(statesOf(r)) {
+		chains = append(chains, st.SenderChain)
 	}
 	return chains
+}
+
+func hasChain(chains []*chainState, chain *chainState) bool {
+	return slices.ContainsFunc(chains, func(c *chainState) bool { return sameChain(c, chain) })
 }
 
 // newOnTop is a session that only the written record knows, with all that is stored beneath it.
@@ -177,42 +212,42 @@ func withArchived(out, other *sessionRecord) *sessionRecord {
 }
 
 // sent is what is stored, and has sent a message on theirs.
-func sent(stored *sessionRecord, theirs, used *sessionState, before *past) *sessionRecord {
-	if !sameChain(theirs.SenderChain, used.SenderChain) && before != nil && before.chain == fingerprint(ratchetKeyText(used.SenderChain)) {
-		theirs.PreviousCounter = max(theirs.PreviousCounter, lastSent(used.SenderChain)) // the ratchet was stepped meanwhile
+func (m *merging) sent(theirs *sessionState) *sessionRecord {
+	chain := m.written.SessionState.SenderChain
+	if !sameChain(theirs.SenderChain, chain) && m.past != nil && m.past.chain == chainID(chain) {
+		theirs.PreviousCounter = max(theirs.PreviousCounter, lastSent(chain)) // the ratchet was stepped meanwhile
 	}
-	return stored // raised sets the chain key
+	return m.stored // raised sets the chain key
 }
 
 // lastSent is a chain's previousCounter: that of its last message, and 0 if there is none.
 func lastSent(c *chainState) uint32 { return max(c.ChainKey.Index, 1) - 1 }
 
 // received is what is stored, with the state that a decrypt used, or that was moved here, as that left it.
-func received(stored *sessionRecord, theirs *sessionState, written *sessionRecord, by writer, before *past) *sessionRecord {
-	used := written.SessionState
+func (m *merging) received(theirs *sessionState) *sessionRecord {
+	used := m.written.SessionState
+	stepped := m.stepped(theirs)
 	merged := *used
-	merged.ReceiverChains = joined(theirs.ReceiverChains, used.ReceiverChains, sameChain, mergeReceiverChain)
+	merged.ReceiverChains = joined(theirs.ReceiverChains, used.ReceiverChains, stepped, sameChain, mergeReceiverChain)
 	merged.ReceiverChains = merged.ReceiverChains[max(0, len(merged.ReceiverChains)-maxReceiverChains):]
 	if theirs.PendingPreKey == nil {
 		merged.PendingPreKey = nil
 	}
-	_, passed := before.reached(fingerprint(ratchetKeyText(used.SenderChain)))
-	switch {
-	case !passed && stepped(theirs, used):
+	if stepped {
 		merged.PreviousCounter = lastSent(theirs.SenderChain)
-	default:
+	} else {
 		merged.SenderChain, merged.RootKey, merged.PreviousCounter = theirs.SenderChain, theirs.RootKey, theirs.PreviousCounter
 	}
-	out := &sessionRecord{SessionState: stored.SessionState}
-	current := stored.SessionState == theirs
-	stays := !current && find(written, stored.SessionState) == nil
+	out := &sessionRecord{SessionState: m.stored.SessionState}
+	current := m.stored.SessionState == theirs
+	stays := !current && find(m.written, m.stored.SessionState) == nil
 	switch {
 	case current:
 		out.SessionState = &merged
 	case !stays:
-		out.SessionState, out.PreviousStates = &merged, []*sessionState{stored.SessionState}
+		out.SessionState, out.PreviousStates = &merged, []*sessionState{m.stored.SessionState}
 	}
-	for _, st := range stored.PreviousStates {
+	for _, st := range m.stored.PreviousStates {
 		switch {
 		case st != theirs:
 			out.PreviousStates = append(out.PreviousStates, st)
@@ -220,16 +255,29 @@ func received(stored *sessionRecord, theirs *sessionState, written *sessionRecor
 			out.PreviousStates = append(out.PreviousStates, &merged)
 		}
 	}
-	if by == writerMigration {
-		return withArchived(out, written)
+	if m.by == writerMigration {
+		return withArchived(out, m.written)
 	}
 	return limited(out)
 }
 
-// stepped says whether the ratchet of a state was stepped in b and not in a: b's newest receiving chain is new to a.
-func stepped(a, b *sessionState) bool {
-	return len(b.ReceiverChains) > 0 && !sameChain(a.SenderChain, b.SenderChain) &&
-		!slices.ContainsFunc(a.ReceiverChains, func(c *chainState) bool { return sameChain(c, b.ReceiverChains[len(b.ReceiverChains)-1]) })
+// stepped says whether the written record has stepped the ratchet of a state that the stored one has not. Its writer did if the
+// state has another sending chain than it had read, and then nobody else did if that one is stored. Where it is not known what
+// was read, it did if its newest receiving chain is new and others are not.
+func (m *merging) stepped(theirs *sessionState) bool {
+	used := m.written.SessionState
+	if sameChain(theirs.SenderChain, used.SenderChain) {
+		return false
+	}
+	if read := find(m.base, used); m.known && read != nil {
+		return !sameChain(read.SenderChain, used.SenderChain) && sameChain(read.SenderChain, theirs.SenderChain)
+	}
+	if _, passed := m.past.reached(chainID(used.SenderChain)); passed || len(used.ReceiverChains) == 0 {
+		return false
+	}
+	stored := func(c *chainState) bool { return hasChain(theirs.ReceiverChains, c) }
+	newest := used.ReceiverChains[len(used.ReceiverChains)-1]
+	return !stored(newest) && (slices.ContainsFunc(used.ReceiverChains, stored) || len(theirs.ReceiverChains) == 0)
 }
 
 // raised moves every sending chain of the result to the furthest that the two records have it at.
@@ -259,34 +307,31 @@ func limited(r *sessionRecord) *sessionRecord {
 	return r
 }
 
-// joined merges two versions of a list, oldest first, whose elements come and go at its ends: what both have is merged, and what one has is kept in
-// its place.
-func joined[T any](stored, written []T, same func(a, b T) bool, merge func(stored, written T) T) []T {
+// joined merges two versions of a list, oldest first, whose elements come and go at its ends: what both have is merged, and what only one has is kept
+// in its place. What is written and not stored is older than all that is stored, or, if the writer has added something, also newer.
+func joined[T any](stored, written []T, added bool, same func(a, b T) bool, merge func(stored, written T) T) []T {
 	in := func(list []T, x T) int { return slices.IndexFunc(list, func(y T) bool { return same(x, y) }) }
-	common := 0 // what is written before this is older than all that is stored
-	for i, w := range written {
-		if in(stored, w) >= 0 {
-			common = i
+	older := len(written)
+	if added { // what comes after the last that both have
+		for older = len(written); older > 0 && in(stored, written[older-1]) < 0; older-- {
 		}
 	}
-	var out []T
-	for _, w := range written[:common] {
-		if in(stored, w) < 0 {
-			out = append(out, w)
+	missing := func(list []T) (out []T) {
+		for _, w := range list {
+			if in(stored, w) < 0 {
+				out = append(out, w)
+			}
 		}
+		return out
 	}
+	out := missing(written[:older])
 	for _, s := range stored {
 		if at := in(written, s); at >= 0 {
 			s = merge(s, written[at])
 		}
 		out = append(out, s)
 	}
-	for _, w := range written[common:] {
-		if in(stored, w) < 0 {
-			out = append(out, w)
-		}
-	}
-	return out
+	return append(out, written[older:]...)
 }
 
 // mergeReceiverChain is the further of two versions of a receiving chain, with the skipped keys that neither has used.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	groupratchet "go.mau.fi/libsignal/groups/ratchet"
 	groups "go.mau.fi/libsignal/groups/state/record"
 	"go.mau.fi/libsignal/state/record"
 	waBinary "go.mau.fi/whatsmeow/binary"
@@ -112,7 +113,7 @@ func used(chain *chainState, index uint32) bool {
 	return true
 }
 
-func requireMerged(t *testing.T, result []byte, left *past, stored, written []byte) {
+func requireMerged(t *testing.T, by writer, result []byte, left *past, stored, written []byte) {
 	_, err := record.NewSessionFromBytes(result, store.SignalProtobufSerializer.Session, store.SignalProtobufSerializer.State)
 	require.NoError(t, err, "libsignal cannot read what was merged")
 	merged, err := parseSession(result)
@@ -121,18 +122,22 @@ func requireMerged(t *testing.T, result []byte, left *past, stored, written []by
 	require.NoError(t, err)
 	w, err := parseSession(written)
 	require.NoError(t, err)
-	kept := sendingChains(merged)
-	for chain, counter := range sendingChains(s) {
-		reached, ok := kept[chain]
-		if !ok {
-			reached, ok = left.reached(fingerprint([]byte(chain)))
-			require.True(t, ok, "a sending chain that was stored is forgotten")
+	after := func(chain *chainState) (reached uint64, known bool) {
+		for _, c := range chainsOf(merged) {
+			if sameChain(c, chain) {
+				return uint64(c.ChainKey.Index), true
+			}
 		}
-		require.GreaterOrEqual(t, reached, counter, "a sending chain went back")
+		return left.reached(chainID(chain))
 	}
-	for chain, counter := range sendingChains(w) {
-		if reached, ok := kept[chain]; ok {
-			require.GreaterOrEqual(t, reached, counter, "a sending chain went back")
+	for _, chain := range chainsOf(s) {
+		reached, known := after(chain)
+		require.True(t, known, "a sending chain that was stored is forgotten")
+		require.GreaterOrEqual(t, reached, uint64(chain.ChainKey.Index), "a sending chain went back")
+	}
+	for _, chain := range chainsOf(w) {
+		if reached, known := after(chain); known {
+			require.GreaterOrEqual(t, reached, uint64(chain.ChainKey.Index), "a sending chain went back")
 		}
 	}
 	for _, st := range statesOf(merged) {
@@ -145,6 +150,9 @@ func requireMerged(t *testing.T, result []byte, left *past, stored, written []by
 			}
 			for _, key := range chain.MessageKeys {
 				require.False(t, used(a, key.Index) && used(b, key.Index), "a message key that both had used came back")
+				if by == writerDecrypt && sameState(st, w.SessionState) {
+					require.False(t, used(a, key.Index) || used(b, key.Index), "a message key that one had used came back")
+				}
 			}
 		}
 	}
@@ -168,14 +176,42 @@ func FuzzP4MergedSessions(f *testing.F) {
 		decrypted := c.live(base, waiting, other[:min(len(other), most)])
 		sent := c.live(base, waiting, []byte{byte(5 * (len(other) % 2))}) // one message, sometimes on a new session
 		for by, written := range map[writer][]byte{writerSend: sent, writerDecrypt: decrypted, writerMigration: decrypted} {
-			result, left, err := mergeRecords(stored, written, source{by: by}, nil)
-			if by == writerSend && errors.Is(err, ErrMessageKeyUsed) {
-				continue
+			for _, known := range []bool{true, false} {
+				put := putting{record: newRecord(written), text: written, by: by, known: known && by != writerMigration, stored: newRecord(stored), before: stored}
+				if put.known {
+					put.base = newRecord(base)
+				}
+				result, left, err := new(instance).mergeTexts(put)
+				if by == writerSend && mustRefuse(t, base, stored, written) {
+					require.ErrorIs(t, err, ErrMessageKeyUsed)
+					continue
+				}
+				if by == writerSend && errors.Is(err, ErrMessageKeyUsed) {
+					continue // on a chain that was stepped over, of which no past is known here
+				}
+				require.NoError(t, err)
+				requireMerged(t, by, result, left, stored, written)
 			}
-			require.NoError(t, err)
-			requireMerged(t, result, left, stored, written)
 		}
 	})
+}
+
+// mustRefuse says whether the message key of a send was used by what is stored.
+func mustRefuse(t *testing.T, base, stored, written []byte) bool {
+	from, ok1 := ratchetOf(base)
+	now, ok2 := ratchetOf(written)
+	s, err := parseSession(stored)
+	require.True(t, ok1 && ok2)
+	require.NoError(t, err)
+	if !from.sameChain(now) {
+		return false // a session of its own
+	}
+	for _, chain := range chainsOf(s) {
+		if chainID(chain) == fingerprint(now.chain) && uint64(chain.ChainKey.Index) > from.counter {
+			return true
+		}
+	}
+	return false
 }
 
 // liveGroup is live for the peer's sender key.
@@ -253,7 +289,7 @@ func FuzzP10MergingAnything(f *testing.F) {
 	f.Add([]byte(`{"SessionState":null}`), []byte(`{"SenderKeyStates":[{"SenderChainKey":{}}]}`))
 	f.Fuzz(func(t *testing.T, stored, written []byte) {
 		for _, by := range []writer{writerSend, writerDecrypt, writerMigration} {
-			_, _, err := mergeRecords(stored, written, source{by: by}, nil)
+			_, _, err := new(instance).mergeTexts(putting{text: written, by: by, stored: newRecord(stored), before: stored})
 			if err != nil {
 				require.True(t, errors.Is(err, errUnreadable) || errors.Is(err, ErrMessageKeyUsed), "%v", err)
 			}
@@ -268,4 +304,23 @@ func FuzzP10MergingAnything(f *testing.F) {
 			_, _ = mergeSenderKeys(old, put, writerDecrypt)
 		}
 	})
+}
+
+// A key that was distributed again is in the record twice, and only the newest can be found.
+func TestP4OfSenderKeyStatesWithOneIDTheNewestCounts(t *testing.T) {
+	t.Parallel()
+	state := func(iteration uint32, skipped ...uint32) *senderKeyState {
+		st := &senderKeyState{KeyID: 7, SigningKeyPublic: []byte("k"), SenderChainKey: &groupratchet.SenderChainKeyStructure{Iteration: iteration}}
+		for _, i := range skipped {
+			st.Keys = append(st.Keys, &groupratchet.SenderMessageKeyStructure{Iteration: i})
+		}
+		return st
+	}
+	merged, err := mergeSenderKeys(
+		&senderKeyRecord{SenderKeyStates: []*senderKeyState{state(12, 10), state(3)}},
+		&senderKeyRecord{SenderKeyStates: []*senderKeyState{state(15), state(3)}}, writerDecrypt)
+	require.NoError(t, err)
+	require.Len(t, merged.SenderKeyStates, 1)
+	require.Equal(t, uint32(15), merged.SenderKeyStates[0].SenderChainKey.Iteration)
+	require.Empty(t, merged.SenderKeyStates[0].Keys)
 }

@@ -50,13 +50,18 @@ func mergeSenderKeys(stored, written *senderKeyRecord, by writer) (*senderKeyRec
 			return nil, ErrMessageKeyUsed
 		}
 	}
-	merged := joined(oldestFirst(stored), oldestFirst(written), sameSenderKey, mergeSenderKeyState)
+	merged := joined(oldestFirst(stored), oldestFirst(written), true, sameSenderKey, mergeSenderKeyState)
 	slices.Reverse(merged)
 	return &senderKeyRecord{SenderKeyStates: merged[:min(len(merged), maxSenderKeyStates)]}, nil
 }
 
-func oldestFirst(r *senderKeyRecord) []*senderKeyState {
-	states := slices.Clone(r.SenderKeyStates)
+// oldestFirst lists the states that libsignal can find: of one id the newest. A key that was distributed again is there twice.
+func oldestFirst(r *senderKeyRecord) (states []*senderKeyState) {
+	for _, st := range r.SenderKeyStates {
+		if !slices.ContainsFunc(states, func(newer *senderKeyState) bool { return newer.KeyID == st.KeyID }) {
+			states = append(states, st)
+		}
+	}
 	slices.Reverse(states)
 	return states
 }

@@ -731,6 +731,7 @@ func TestP4AMigrationTakesNoSenderKeyBack(t *testing.T) {
 	require.NoError(t, keys.PutSenderKey(ctx, group, pn.SignalAddress().String(), one))
 	talk.do(talk.sendGroup)
 	two := at(lid)
+	require.Equal(t, string(one), string(at(pn)), "a send holds it")
 	require.NoError(t, talk.ours.Device.Sessions.MigratePNToLID(ctx, pn.ToNonAD(), lid.ToNonAD()))
 	require.Equal(t, string(two), string(at(lid)), "the one that has sent more stays")
 	talk.refused(keys.PutSenderKey(ctx, group, pn.SignalAddress().String(), two))

@@ -6,39 +6,6 @@ import (
 	"strconv"
 )
 
-// Neither whatsmeow nor libsignal locks sends against decrypts: both read a session, change it and put it back, so that what one did is
-// undone by the other. A counter that goes back like that encrypts another message with a key that was used, and the
-// peer drops it. So every Put of a session is checked against what is stored at that moment, under the instance's lock (reconcile.go):
-//
-//  1. Nothing came in between (nearly always): what is put is stored as it is.
-//  2. The Put is a send, and the message key it used was used by another: it is refused with [ErrMessageKeyUsed], before the
-//     second ciphertext leaves. Nothing can be tried again in here: the message was encrypted before the Put, and only the
-//     caller has its plaintext. Nor can two sends be given different keys when they read, since a read answers what was
-//     put. That it is rare is the work of turns.go.
-//  3. Otherwise the two are merged (merge.go) into what they would have left one after the other.
-//
-// What a writer had read, and whether it sends or decrypts (reads.go): PutManySessions is a send; what happens in DoDecryptionTxn is a
-// decrypt, and the transaction notes what it read. A plain PutSession is a retry answer, a message to our own phone, or a decrypt
-// without the event buffer. A send changes nothing of a record but the sending chain key, so it is one if all the rest is what a
-// plain GetSession handed out a moment ago, or what is stored; else it is a decrypt. So for refusing, doubt means a decrypt.
-//
-// How far a chain has got is in the stored record as long as one of its states has the chain. It is remembered
-// beside the record when the ratchet was stepped over it (past), and when the session was deleted or moved by a migration while somebody
-// may hold it (gone.go). A send on a chain of which nobody knows how far it has got is refused: it was stepped over long ago.
-//
-// Values in the cache are never changed, so that a version is told by its pointer. What is remembered lives as long
-// as the process: who takes an instance has no reader that began before.
-
-// writer says what a Put of a session comes from.
-type writer uint8
-
-const (
-	writerUnknown writer = iota
-	writerSend
-	writerDecrypt
-	writerMigration
-)
-
 // ratchet is where a session record stands, read without parsing it.
 type ratchet struct {
 	session []byte // the current state's base key, which names it, base64 as in the record
@@ -137,4 +104,13 @@ func (p *past) reached(chain uint64) (counter uint64, known bool) {
 		}
 	}
 	return 0, false
+}
+
+// after is a record that is stored as it was put: it keeps the past of the one it replaces, and the chain of that if it has been stepped over.
+func (v *recordValue) after(stored *recordValue, then, now ratchet) *recordValue {
+	v.past = stored.past
+	if written := v.form.Load().record; !now.sameChain(then) && !bytes.Contains(written, then.chain) {
+		v.past = v.past.then(fingerprint(then.chain), then.counter)
+	}
+	return v
 }

@@ -5,13 +5,44 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"strconv"
 
 	"github.com/wataki/whatsmeow-pgstore/cache"
 )
 
-// putRecords puts sessions or sender keys as one group, each merged with what was stored meanwhile; if one is refused, none is stored.
-// Inside a transaction that happens at its end.
+// Neither whatsmeow nor libsignal locks sends against decrypts: both read a session, change it and put it back, so that what one did is
+// undone by the other. A counter that goes back like that encrypts another message with a key that was used, and the
+// peer drops it. So every Put of a session or a sender key is compared with what is stored at that moment, under the instance's lock:
+//
+//  1. Nothing came in between (nearly always): what is put is stored as it is.
+//  2. The Put is a send, and a message key it used was used by another: it is refused with [ErrMessageKeyUsed], before the
+//     second ciphertext leaves. Nothing can be tried again in here: the message was encrypted before the Put, and only the
+//     caller has its plaintext. Nor can two sends be given different keys when they read, since a read answers what was
+//     put. That it is rare is the work of turns.go.
+//  3. Otherwise the two are merged (merge.go, mergesenderkey.go) into what they would have left one after the other.
+//
+// What a writer had read, and whether it sends or decrypts (readers.go): PutManySessions is a send; what happens in DoDecryptionTxn is a
+// decrypt. A plain PutSession is a retry answer, a message to our own phone, or a decrypt without the event buffer. A send
+// changes nothing of a record but the sending chain key, so it is one if all the rest is what a plain GetSession handed out a moment ago,
+// or what is stored; else it is a decrypt. So for refusing, doubt means a decrypt.
+//
+// How far a chain has got is in the stored record as long as one of its states has the chain. It is remembered
+// beside the record when the ratchet was stepped over it (past, in ratchet.go), and with who holds the record when that was deleted or moved.
+// A send on a chain of which this is not known any more is refused: it was stepped over too long ago for the peer to read it.
+//
+// Values in the cache are never changed, so that a version is told by its pointer.
+
+// writer says what a Put of a record comes from.
+type writer uint8
+
+const (
+	writerUnknown writer = iota
+	writerSend
+	writerDecrypt
+	writerMigration
+)
+
+// putRecords puts sessions or sender keys as one group; if one is refused, none is stored. Inside a transaction they are
+// compared with what is stored at its end.
 func (in *instance) putRecords(ctx context.Context, wait patience, from source, records map[cache.Key]*recordValue) error {
 	if in.transactionOf(ctx) != nil {
 		return in.writeMany(ctx, wait, len(records), func(v *view) error {
@@ -47,85 +78,123 @@ func (in *instance) counted(merged *int, err error) error {
 	return err
 }
 
-// putRecord puts a session or a sender key where nothing came in between, and merges or refuses it otherwise (see
-// ratchet.go). It says how many records it merged.
+// putRecord puts a session or a sender key, and says how many records it merged.
 func (in *instance) putRecord(v *view, k cache.Key, record *recordValue, from source) (merged int, err error) {
-	if k.Type == typeSenderKey {
-		return in.putSenderKey(v, k, record, from)
+	base, known := in.base(from, k)
+	put := putting{record: record, text: record.form.Load().record, by: from.by, base: base, known: known}
+	if g := in.goneFrom(from, k); g != nil && !g.moved() {
+		return 0, in.putGone(v, put, g)
+	} else if g != nil {
+		put.gone, k = g, g.to
 	}
-	return in.putSession(v, k, record, from)
-}
-
-func (in *instance) putSession(v *view, k cache.Key, session *recordValue, from source) (merged int, err error) {
-	written := session.form.Load().record
-	now, readable := session.ratchet()
-	value, exists := v.Get(k)
-	stored, exists := found[*recordValue](value, exists)
-	var before []byte
-	if exists {
-		before, _ = stored.read()
+	value, _ := v.Get(k)
+	if put.stored, _ = value.(*recordValue); put.stored != nil {
+		put.before, put.readable = put.stored.read()
 	}
-	if readable && !from.moved && from.by != writerMigration && !bytes.Contains(before, now.chain) {
-		was, reached := in.whereGone(k, now.chain)
-		switch {
-		case was == nil || !from.before(was.at):
-		case was.moved():
-			from.moved, from.reached = true, max(from.reached, reached)
-			return in.putSession(v, was.to, session, from)
-		case from.by == writerSend && reached >= now.counter:
-			return 0, ErrMessageKeyUsed
-		default:
-			if from.by == writerSend {
-				in.sentWhenGone(v, was, now.chain, now.counter)
-			}
-			return 0, nil
-		}
-	}
-	then, storedReadable := stored.ratchet()
-	if !readable || !storedReadable {
-		v.Put(k, session)
-		return 0, nil
-	}
-	if from.by == writerUnknown {
-		from.by = writerDecrypt
-		if now.sentFrom(then) {
-			from.by = writerSend
-		}
-	}
-	if in.untouched(stored, before, then, written, now, from) {
-		v.Put(k, session.after(stored, then, now))
-		return 0, nil
-	}
-	result, left, err := mergeRecords(before, written, from, stored.past)
 	switch {
-	case errors.Is(err, errUnreadable):
-		v.Put(k, session)
+	case put.stored == record:
 		return 0, nil
-	case err != nil:
+	case !put.readable:
+		v.Put(k, record)
+		return 0, nil
+	}
+	over := in.overSession
+	if k.Type == typeSenderKey {
+		over = in.overSenderKey
+	}
+	out, err := over(put)
+	if err != nil {
 		return 0, err
 	}
-	out := newRecord(result)
-	out.past = left
 	v.Put(k, out)
-	if from.undisturbed(stored) {
-		return 0, nil // an archived state was promoted, nothing raced
+	if out == record || bytes.Equal(out.form.Load().record, put.text) || sameVersion(base, put.stored, known) && put.by == writerDecrypt {
+		return 0, nil // a decrypt that promoted an archived state is merged though nothing raced
 	}
 	return 1, nil
 }
 
-// untouched says whether what is put was made of what is stored, so that it can be stored as it is.
-func (in *instance) untouched(stored *recordValue, before []byte, then ratchet, written []byte, now ratchet, from source) bool {
-	switch {
-	case from.by == writerDecrypt && now.sameChain(then):
-		return from.undisturbed(stored) && now.counter == then.counter
-	case from.by == writerDecrypt:
-		// Not if an archived state is promoted: the attempt to use the current one has left a needless step in it.
-		return from.undisturbed(stored) && (bytes.Equal(now.session, then.session) || !bytes.Contains(before, now.session))
-	case now.sameChain(then):
-		return now.rest == then.rest && now.counter > then.counter
-	default:
-		return from.by == writerSend && beganOn(before, written)
+// putting is a record on its way to where another one is stored.
+type putting struct {
+	record   *recordValue
+	text     []byte
+	by       writer
+	base     *recordValue // what the writer had read, nil for none or if that is not known
+	known    bool         // whether it is
+	gone     *gone        // where the record was moved away while the writer held it
+	stored   *recordValue // nil if there is none
+	before   []byte       // its text
+	readable bool         // whether it has one
+}
+
+// putGone is a Put of a record that was deleted while its writer held it: nothing is stored, and a message that was sent with it
+// has used its key.
+func (in *instance) putGone(v *view, put putting, g *gone) error {
+	now, ok := put.record.ratchet()
+	if put.by != writerSend || !ok {
+		return nil
 	}
+	used := uint64(0) // the first message key that it used; 0 on a chain of its own
+	if base, ok := put.base.ratchet(); ok && base.sameChain(now) {
+		used = base.counter
+	}
+	chain := fingerprint(now.chain)
+	if in.reached(g, chain) > used {
+		return ErrMessageKeyUsed
+	}
+	v.Then(func() { in.use(g, chain, now.counter) })
+	return nil
+}
+
+// overSession says what is stored when a session is put over another.
+func (in *instance) overSession(put putting) (*recordValue, error) {
+	now, ok := put.record.ratchet()
+	then, storedOK := put.stored.ratchet()
+	if !ok || !storedOK {
+		return put.record, nil
+	}
+	if put.by == writerUnknown {
+		put.by = writerDecrypt
+		if now.sentFrom(then) {
+			put.by = writerSend
+		}
+	}
+	if put.follows(then, now) {
+		return put.record.after(put.stored, then, now), nil
+	}
+	result, left, err := in.mergeTexts(put)
+	switch {
+	case errors.Is(err, errUnreadable) && now.sameChain(then) && now.counter < then.counter:
+		return put.stored, nil // it cannot be merged, and no chain goes back
+	case errors.Is(err, errUnreadable):
+		return put.record, nil
+	case err != nil:
+		return nil, err
+	}
+	out := newRecord(result)
+	out.past = left
+	return out, nil
+}
+
+// follows says whether what is put was made of what is stored, so that it can be stored as it is.
+func (put putting) follows(then, now ratchet) bool {
+	mine := sameVersion(put.base, put.stored, put.known)
+	switch {
+	case put.by == writerDecrypt && now.sameChain(then):
+		return mine && now.counter == then.counter
+	case put.by == writerDecrypt:
+		// Not if an archived state is promoted: the attempt to use the current one has left a needless step in it.
+		return mine && (bytes.Equal(now.session, then.session) || !bytes.Contains(put.before, now.session))
+	case now.sameChain(then):
+		return now.rest == then.rest && now.counter > then.counter && (!put.known || put.sentFromStored(then))
+	default:
+		return put.by == writerSend && beganOn(put.before, put.text)
+	}
+}
+
+// sentFromStored says whether a send had read the chain where it stands now.
+func (put putting) sentFromStored(then ratchet) bool {
+	base, ok := put.base.ratchet()
+	return ok && base.sameChain(then) && base.counter == then.counter
 }
 
 // beganOn says whether a record is a stored one with a new session on top.
@@ -142,105 +211,70 @@ func beganOn(before, written []byte) bool {
 	return bytes.HasSuffix(written, append(expected, tail...))
 }
 
-// after is a record that is stored as it was put. It keeps the past of the one it replaces, and the chain of that if it has been stepped over.
-func (v *recordValue) after(stored *recordValue, then, now ratchet) *recordValue {
-	v.past = stored.past
-	if written := v.form.Load().record; !now.sameChain(then) && !bytes.Contains(written, then.chain) {
-		v.past = v.past.then(fingerprint(then.chain), then.counter)
-	}
-	return v
-}
-
-// mergeRecords merges the written session into the stored one, and says which chains it left behind.
-func mergeRecords(before, written []byte, from source, past *past) (result []byte, left *past, err error) {
-	stored, err := parseSession(before)
-	if err != nil {
+// mergeTexts merges a session into the one that is stored, and says which chains that leaves behind.
+func (in *instance) mergeTexts(put putting) (result []byte, left *past, err error) {
+	m := merging{by: put.by, known: put.known, past: put.stored.past}
+	if m.stored, err = parseSession(put.before); err != nil {
 		return nil, nil, err
 	}
-	put, err := parseSession(written)
-	if err != nil {
+	if m.written, err = parseSession(put.text); err != nil {
 		return nil, nil, err
 	}
-	chains := sendingChains(stored)
-	merged, err := mergeSessions(stored, put, from, past)
-	if err != nil {
-		return nil, nil, err
-	}
-	if from.by != writerDecrypt { // a decrypt's own new chain has not been sent on
-		for chain, counter := range sendingChains(put) {
-			chains[chain] = max(chains[chain], counter)
+	if base, ok := put.base.readIfAny(); ok {
+		if m.base, err = parseSession(base); err != nil {
+			return nil, nil, err
 		}
 	}
-	kept := sendingChains(merged)
-	left = past
-	for chain, counter := range chains {
-		if _, ok := kept[chain]; !ok {
-			left = left.then(fingerprint([]byte(chain)), counter)
+	used := chainID(m.written.SessionState.SenderChain)
+	m.reached = in.reached(put.gone, used)
+	had := chainsOf(m.stored)
+	if put.by == writerSend { // a decrypt's own new chain has not been sent on
+		had = append(had, m.written.SessionState.SenderChain)
+	}
+	merged, err := m.merge()
+	if err != nil {
+		return nil, nil, err
+	}
+	left = m.past
+	kept := chainsOf(merged)
+	for _, chain := range had {
+		if !hasChain(kept, chain) {
+			left = left.then(chainID(chain), uint64(chain.ChainKey.Index))
 		}
 	}
 	result, err = encodeSession(merged)
 	return result, left, err
 }
 
-// putSenderKey is putSession for sender keys. Only of our own it is a send.
-func (in *instance) putSenderKey(v *view, k cache.Key, senderKey *recordValue, from source) (merged int, err error) {
-	written := senderKey.form.Load().record
-	value, exists := v.Get(k)
-	stored, exists := found[*recordValue](value, exists)
-	if !exists {
-		if was, _ := in.whereGone(k, senderKeyID(written)); was != nil && was.moved() && !from.moved {
-			from.moved = true
-			return in.putSenderKey(v, was.to, senderKey, from)
+// overSenderKey says what is stored when a sender key is put over another. Only our own is put by sends.
+func (in *instance) overSenderKey(put putting) (*recordValue, error) {
+	switch put.by {
+	case writerSend:
+		then, ok1 := senderKeyIteration(put.before)
+		now, ok2 := senderKeyIteration(put.text)
+		if ok1 && ok2 && now == then+1 && bytes.Equal(senderKeyID(put.before), senderKeyID(put.text)) {
+			return put.record, nil
 		}
-		v.Put(k, senderKey)
-		return 0, nil
+	case writerUnknown: // nobody read it
+		return put.record, nil
+	case writerDecrypt:
+		if sameVersion(put.base, put.stored, put.known) {
+			return put.record, nil
+		}
+	case writerMigration:
 	}
-	before, ok := stored.read()
-	if !ok {
-		v.Put(k, senderKey)
-		return 0, nil
+	stored, err := parseSenderKey(put.before)
+	if err != nil {
+		return put.record, nil //nolint:nilerr // what cannot be read is replaced
 	}
-	then, ok1 := senderKeyIteration(before)
-	now, ok2 := senderKeyIteration(written)
-	untouched := from.by != writerMigration && !from.known || from.undisturbed(stored) // nothing is known: nobody read it
-	if from.by == writerSend {
-		untouched = ok1 && ok2 && now > then && bytes.Equal(senderKeyID(before), senderKeyID(written))
+	written, err := parseSenderKey(put.text)
+	if err != nil {
+		return put.record, nil //nolint:nilerr // it is stored as it is
 	}
-	var result []byte
-	if !untouched {
-		result, err = mergeSenderKeyRecords(before, written, from.by)
-	}
-	switch {
-	case untouched, errors.Is(err, errUnreadable):
-		v.Put(k, senderKey)
-		return 0, nil
-	case err != nil:
-		return 0, err
-	}
-	v.Put(k, newRecord(result))
-	return 1, nil
-}
-
-func mergeSenderKeyRecords(before, written []byte, by writer) ([]byte, error) {
-	stored, err := parseSenderKey(before)
+	merged, err := mergeSenderKeys(stored, written, put.by)
 	if err != nil {
 		return nil, err
 	}
-	put, err := parseSenderKey(written)
-	if err != nil {
-		return nil, err
-	}
-	merged, err := mergeSenderKeys(stored, put, by)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(merged)
-}
-
-// senderKeyIteration is the next iteration of the newest state.
-func senderKeyIteration(senderKey []byte) (uint64, bool) {
-	_, after, _ := bytes.Cut(senderKey, []byte(`"SenderChainKey":{"Iteration":`))
-	digits, _, ok := bytes.Cut(after, []byte(","))
-	n, err := strconv.ParseUint(string(digits), 10, 32)
-	return n, ok && err == nil
+	data, err := json.Marshal(merged)
+	return newRecord(data), err
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"slices"
+	"strconv"
 	"sync/atomic"
 )
 
@@ -64,6 +65,14 @@ func (v *recordValue) bytes() ([]byte, error) {
 func (v *recordValue) read() (record []byte, ok bool) {
 	record, err := v.bytes()
 	return record, err == nil
+}
+
+// readIfAny is read for a value that may be nil.
+func (v *recordValue) readIfAny() (record []byte, ok bool) {
+	if v == nil {
+		return nil, false
+	}
+	return v.read()
 }
 
 // sameText says whether two values hold one record: the same version, or one that was evicted and fetched again.
@@ -131,6 +140,14 @@ func looksLikeRecord(record []byte) bool {
 		return true
 	}
 	return bytes.Contains(record, []byte(`"SenderKeyStates":[{`)) && senderKeyID(record) != nil
+}
+
+// senderKeyIteration is the next iteration of the newest state.
+func senderKeyIteration(senderKey []byte) (uint64, bool) {
+	_, after, _ := bytes.Cut(senderKey, []byte(`"SenderChainKey":{"Iteration":`))
+	digits, _, ok := bytes.Cut(after, []byte(","))
+	n, err := strconv.ParseUint(string(digits), 10, 32)
+	return n, ok && err == nil
 }
 
 // senderKeyID is the text of the newest state's id, which changes when a new key was distributed; nil if there is none.

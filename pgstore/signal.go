@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"time"
 
 	"go.mau.fi/whatsmeow/types"
 
@@ -68,23 +67,30 @@ func (s *deviceStore) readable(k cache.Key, rec *recordValue) []byte {
 	return bytes.Clone(data)
 }
 
-// handOut is what a reader gets who may put what he makes of it.
-func (s *deviceStore) handOut(ctx context.Context, k cache.Key) ([]byte, error) {
+// handOut is what a reader of one record gets, who may put what he makes of it.
+func (s *deviceStore) handOut(ctx context.Context, k cache.Key) (record []byte, err error) {
 	in, err := s.instance(ctx)
 	if err != nil {
 		return nil, err
 	}
-	began := time.Now()
-	rec, err := s.record(ctx, k)
+	r := new(reader)
+	if in.transactionOf(ctx) == nil {
+		r = in.newReader(false)
+		if k.Type == typeSession {
+			in.takeTurn(ctx, r, []cache.Key{k})
+		}
+	}
+	err = in.giveRecords(ctx, r, []cache.Key{k}, func(k cache.Key, rec *recordValue) *recordValue {
+		if record = s.readable(k, rec); record == nil {
+			return nil
+		}
+		return rec
+	})
 	if err != nil {
+		in.forget(r)
 		return nil, err
 	}
-	out := s.readable(k, rec)
-	if out == nil {
-		rec = nil
-	}
-	in.noteRead(ctx, k, rec, began)
-	return out, nil
+	return record, nil
 }
 
 // setAside moves a record that cannot be read to where a person can look at it, unless it was replaced meanwhile. The
@@ -119,13 +125,7 @@ func (s *deviceStore) setAside(ctx context.Context, k cache.Key, rec *recordValu
 
 // GetSession implements [store.SessionStore].
 func (s *deviceStore) GetSession(ctx context.Context, address string) ([]byte, error) {
-	in, err := s.instance(ctx)
-	if err != nil {
-		return nil, err
-	}
-	k := newKey(typeSession, address)
-	in.beginTurn(ctx, false, k)
-	return s.handOut(ctx, k)
+	return s.handOut(ctx, newKey(typeSession, address))
 }
 
 // HasSession implements [store.SessionStore].
@@ -144,21 +144,27 @@ func (s *deviceStore) GetManySessions(ctx context.Context, addresses []string) (
 	if err != nil {
 		return nil, err
 	}
-	keys := make([]cache.Key, len(addresses))
+	keys, names := make([]cache.Key, len(addresses)), make(map[cache.Key]string, len(addresses))
 	for i, address := range addresses {
 		keys[i] = newKey(typeSession, address)
+		names[keys[i]] = address
 	}
-	in.beginTurn(ctx, true, keys...)
+	r := new(reader)
+	if in.transactionOf(ctx) == nil {
+		r = in.newReader(true)
+		in.takeTurn(ctx, r, keys)
+	}
 	sessions := make(map[string][]byte, len(addresses))
-	err = in.read(ctx, func(v *view) error {
-		for i, address := range addresses {
-			stored, ok := v.Get(keys[i])
-			rec, _ := found[*recordValue](stored, ok)
-			sessions[address] = s.readable(keys[i], rec)
+	err = in.giveRecords(ctx, r, keys, func(k cache.Key, rec *recordValue) *recordValue {
+		record := s.readable(k, rec)
+		sessions[names[k]] = record
+		if record == nil {
+			return nil
 		}
-		return nil
+		return rec
 	})
 	if err != nil {
+		in.forget(r)
 		return nil, err
 	}
 	return sessions, nil
@@ -178,9 +184,11 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 	var from source
 	wait := patienceNone
 	if in.transactionOf(ctx) == nil {
-		from = in.madeOf(k, put)
-		old := from.base
-		if !from.known {
+		var done func()
+		from, done = in.sourceOf(k, put)
+		defer done()
+		old, known := in.base(from, k)
+		if !known {
 			old, err = s.record(ctx, k)
 		}
 		switch {
@@ -190,11 +198,7 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 			s.warnUnbuffered(in)
 		}
 	}
-	records := map[cache.Key]*recordValue{k: put}
-	if in.transactionOf(ctx) == nil {
-		defer in.endTurn(in.turnOf(records, false))
-	}
-	return in.putRecords(ctx, wait, from, records)
+	return in.putRecords(ctx, wait, from, map[cache.Key]*recordValue{k: put})
 }
 
 // sameSendingChain says whether neither chain nor counter changed: with the rest, the session of a decrypt.
@@ -239,9 +243,10 @@ func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][
 		return err
 	}
 	from := source{by: writerSend}
-	if t := in.turnOf(records, true); t != nil {
-		from.began = t.began
-		defer in.endTurn(t)
+	if r := in.whoReadMany(records); r != nil && in.transactionOf(ctx) == nil {
+		from.held = &r.held
+		defer in.forget(r)
+		defer in.endTurns(r)
 	}
 	return in.putRecords(ctx, s.sendPatience(), from, records)
 }
@@ -269,10 +274,15 @@ func (s *deviceStore) removeSessions(ctx context.Context, ids func(*view) []stri
 	if err != nil {
 		return err
 	}
+	tx := in.transactionOf(ctx)
 	return in.write(ctx, patienceNone, func(v *view) error {
 		for _, id := range ids(v) {
-			if err := in.removeRecord(v, cache.Key{Type: typeSession, ID: id}, cache.Key{}); err != nil {
+			k := cache.Key{Type: typeSession, ID: id}
+			if err := in.removeRecord(v, k, cache.Key{}); err != nil {
 				return err
+			}
+			if tx != nil {
+				tx.remove(k, cache.Key{})
 			}
 		}
 		return nil
@@ -306,8 +316,8 @@ func (s *deviceStore) MigratePNToLID(ctx context.Context, pn, lid types.JID) err
 				if err := in.move(v, k, target); err != nil {
 					return err
 				}
-				if tx != nil {
-					tx.noteMove(k, target)
+				if tx != nil && isRecordType(k.Type) {
+					tx.remove(k, target)
 				}
 			}
 			return nil
@@ -352,13 +362,17 @@ func (s *deviceStore) PutSenderKey(ctx context.Context, group, user string, sess
 		return err
 	}
 	k, put := senderKeyKey(group, user), newRecord(session)
-	from, wait := source{by: writerSend}, s.sendPatience()
-	if !own {
-		old, err := s.record(ctx, k)
-		from, wait = in.madeOf(k, put), patienceNone
-		if err != nil || !sameSenderKeyID(old, session) {
-			wait = patienceOutage
-		}
+	var from source
+	wait := patienceNone
+	if in.transactionOf(ctx) == nil {
+		var done func()
+		from, done = in.sourceOf(k, put)
+		defer done()
+	}
+	if own {
+		from.by, wait = writerSend, s.sendPatience()
+	} else if old, err := s.record(ctx, k); err != nil || !sameSenderKeyID(old, session) {
+		wait = patienceOutage
 	}
 	return in.putRecords(ctx, wait, from, map[cache.Key]*recordValue{k: put})
 }
@@ -388,12 +402,5 @@ func (s *deviceStore) ownAddress(ctx context.Context, address string) (bool, err
 
 // GetSenderKey implements [store.SenderKeyStore].
 func (s *deviceStore) GetSenderKey(ctx context.Context, group, user string) ([]byte, error) {
-	k := senderKeyKey(group, user)
-	if own, err := s.ownAddress(ctx, user); err != nil {
-		return nil, err
-	} else if !own {
-		return s.handOut(ctx, k)
-	}
-	rec, err := s.record(ctx, k) // our own is put by sends, which tell by the record alone
-	return s.readable(k, rec), err
+	return s.handOut(ctx, senderKeyKey(group, user))
 }

@@ -18,56 +18,49 @@ import (
 const (
 	manyTurn   = 250 * time.Millisecond // several times what encrypting for 512 devices takes, or one round trip to the server
 	answerTurn = 10 * time.Millisecond  // many times what encrypting one message takes
-
-	turnAge   = 5 * time.Minute // a send that has not put by then is not remembered
-	turnsMost = 64              // the client sends one message after the other
 )
 
-// turn is a send that holds sessions.
+// turn is a reader's part in it. It is guarded by the instance's mu.
 type turn struct {
-	keys  []cache.Key
-	many  bool // from GetManySessions
-	began time.Time
-	until time.Time // how long the others wait; guarded by the instance's mu
-	done  chan struct{}
+	keys  []cache.Key   // what others wait for
+	until time.Time     // and how long
+	over  chan struct{} // nil if the reader takes no turns
 }
 
-// beginTurn notes that a send is about to read sessions, and waits until nobody of the other kind holds one of them.
-func (in *instance) beginTurn(ctx context.Context, many bool, keys ...cache.Key) {
-	waits := in.transacted.Load() && (!many || len(keys) > 1)
-	if in.transactionOf(ctx) != nil || !many && !waits {
+// end lets the others go on.
+func (t *turn) end() {
+	if t.over != nil {
+		close(t.over)
+		t.over = nil
+	}
+}
+
+// takeTurn waits until no reader of the other kind holds one of the sessions that r is about to read.
+func (in *instance) takeTurn(ctx context.Context, r *reader, keys []cache.Key) {
+	if !in.transacted.Load() || r.many && len(keys) < 2 {
 		return
 	}
 	patience, length := answerTurn, manyTurn
-	if !many {
+	if !r.many {
 		patience, length = manyTurn, answerTurn
 	}
-	now := time.Now()
-	mine := &turn{keys: keys, many: many, began: now, done: make(chan struct{})}
-	if waits {
-		mine.until = now.Add(patience + length)
-	}
+	var others []chan struct{}
 	in.mu.Lock()
-	in.mu.turns = slices.DeleteFunc(in.mu.turns, func(t *turn) bool {
-		return now.After(t.until) && !t.many || now.Sub(t.began) > turnAge
-	})
-	in.mu.turns = in.mu.turns[max(0, len(in.mu.turns)-turnsMost):]
-	var others []*turn
-	for _, t := range in.mu.turns {
-		if waits && t.many != many && now.Before(t.until) && t.holdsOneOf(mine) {
-			others = append(others, t)
+	for _, other := range in.mu.readers {
+		if other.over != nil && other.many != r.many && r.began.Before(other.until) && overlap(keys, other.keys) {
+			others = append(others, other.over)
 		}
 	}
-	in.mu.turns = append(in.mu.turns, mine)
+	r.turn = turn{keys: keys, until: r.began.Add(patience + length), over: make(chan struct{})}
 	in.mu.Unlock()
 	if len(others) == 0 {
 		return
 	}
 	limit := time.NewTimer(patience)
 	defer limit.Stop()
-	for _, other := range others {
+	for _, over := range others {
 		select {
-		case <-other.done:
+		case <-over:
 			continue
 		case <-limit.C:
 		case <-ctx.Done():
@@ -75,41 +68,23 @@ func (in *instance) beginTurn(ctx context.Context, many bool, keys ...cache.Key)
 		break
 	}
 	in.mu.Lock()
-	mine.until = time.Now().Add(length)
+	r.until = time.Now().Add(length)
 	in.mu.Unlock()
 }
 
-// holdsOneOf says whether a send to many and an answer hold the same session; the answer holds one.
-func (t *turn) holdsOneOf(other *turn) bool {
-	return slices.Contains(t.keys, other.keys[0]) || slices.Contains(other.keys, t.keys[0])
-}
+// overlap says whether a send to many and an answer hold the same session; the answer holds one.
+func overlap(a, b []cache.Key) bool { return slices.Contains(a, b[0]) || slices.Contains(b, a[0]) }
 
-// turnOf is the oldest send, to many or not, that holds a session which is being put; nil if nobody has read one.
-func (in *instance) turnOf(put map[cache.Key]*recordValue, many bool) *turn {
+// endTurns lets who waits for a send, or for one that came before it and has put nothing, go on.
+func (in *instance) endTurns(r *reader) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	for _, t := range in.mu.turns {
-		if t.many != many {
-			continue
+	for _, other := range in.mu.readers {
+		if other.many && r.many && other.over != nil && !other.began.After(r.began) && slices.ContainsFunc(other.keys, func(k cache.Key) bool {
+			_, mine := r.given[k]
+			return mine
+		}) {
+			other.end()
 		}
-		for _, k := range t.keys {
-			if _, putting := put[k]; putting {
-				return t
-			}
-		}
-	}
-	return nil
-}
-
-// endTurn lets the others go on.
-func (in *instance) endTurn(t *turn) {
-	if t == nil {
-		return
-	}
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	if at := slices.Index(in.mu.turns, t); at >= 0 {
-		in.mu.turns = slices.Delete(in.mu.turns, at, at+1)
-		close(t.done)
 	}
 }

@@ -1,0 +1,321 @@
+package pgstore
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/wataki/whatsmeow-pgstore/cache"
+)
+
+// A reader is who was given sessions or sender keys and may put what it makes of them: a call of GetManySessions (a send), a plain
+// GetSession or GetSenderKey (a retry answer, a message to our own phone, a decrypt without the event buffer), or a transaction (a decrypt).
+// From what it was given, a Put tells who it comes from and whether anything came in between. What is deleted or
+// moved while a reader holds it is told to the reader, so that its Put does not bring it back, goes where it is now, and uses
+// no message key that was used meanwhile.
+//
+// Readers of which no Put comes are forgotten after a while; then a Put is taken for one of somebody who had read nothing.
+
+const (
+	readerAge     = 2 * time.Minute // longer than the client waits for bundles
+	readersAtMost = 1000
+)
+
+// held is what a reader holds. It is guarded by the instance's mu.
+type held struct {
+	given map[cache.Key]*recordValue // nil where there was no record
+	gone  map[cache.Key]*gone        // what of it was deleted or moved meanwhile
+}
+
+// gone is a record that was deleted, or moved to another key, while somebody holds it. Its readers share it.
+type gone struct {
+	to      cache.Key         // where it is now, if it was moved
+	reached map[uint64]uint64 // by the fingerprint of a sending chain, how far it had got
+}
+
+func (g *gone) moved() bool { return g.to != (cache.Key{}) }
+
+// reader is one outside of transactions.
+type reader struct {
+	held
+	many  bool // from GetManySessions
+	began time.Time
+	turn  // see turns.go
+}
+
+// source is what is known of where a Put of a record comes from.
+type source struct {
+	by   writer
+	held *held // what the writer holds, nil if it is not known to have read anything
+}
+
+// base is what the writer had read at a key, nil for no record.
+func (in *instance) base(from source, k cache.Key) (base *recordValue, known bool) {
+	if from.held == nil {
+		return nil, false
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	base, known = from.held.given[k]
+	return base, known
+}
+
+// goneFrom says what became of the record at a key since the writer had read it, nil if nothing.
+func (in *instance) goneFrom(from source, k cache.Key) *gone {
+	if from.held == nil {
+		return nil
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return from.held.gone[k]
+}
+
+// give notes what a reader was given. It runs under the lock of the keys, so that nothing is deleted or moved in between.
+func (in *instance) give(to *held, k cache.Key, rec *recordValue) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if _, known := to.given[k]; known {
+		return // in a transaction, what is read later may be its own
+	}
+	if to.given == nil {
+		to.given = make(map[cache.Key]*recordValue)
+	}
+	to.given[k] = rec
+}
+
+// noteGone tells all who hold a record that it was deleted or moved. It runs under the lock of the keys, once that has happened.
+func (in *instance) noteGone(k, to cache.Key, record *recordValue) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	var was *gone
+	tell := func(h *held) {
+		at := k
+		for from, earlier := range h.gone {
+			if earlier.to == k {
+				at = from // it was moved before
+			}
+		}
+		_, has := h.given[k]
+		if !has && at == k {
+			return
+		}
+		if was == nil { // nearly always nobody holds it
+			was = &gone{to: to, reached: record.chains(k.Type)}
+		}
+		if h.gone == nil {
+			h.gone = make(map[cache.Key]*gone)
+		}
+		h.gone[at] = was
+	}
+	for _, r := range in.mu.readers {
+		tell(&r.held)
+	}
+	for tx := range in.mu.open {
+		tell(&tx.held)
+	}
+}
+
+// use notes how far a send has got on a chain of a record that is gone.
+func (in *instance) use(g *gone, chain, counter uint64) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	g.reached[chain] = max(g.reached[chain], counter)
+}
+
+// reached is how far a chain of a record had got when it was gone, and since.
+func (in *instance) reached(g *gone, chain uint64) uint64 {
+	if g == nil {
+		return 0
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return g.reached[chain]
+}
+
+// newReader notes somebody who is about to read.
+func (in *instance) newReader(many bool) *reader {
+	r := &reader{many: many, began: time.Now()}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	old := 0
+	for old < len(in.mu.readers) && r.began.Sub(in.mu.readers[old].began) > readerAge {
+		old++
+	}
+	old = max(old, len(in.mu.readers)+1-readersAtMost)
+	in.mu.readers = append(slices.Delete(in.mu.readers, 0, old), r)
+	return r
+}
+
+// forget ends a reader: it has put, or was given nothing.
+func (in *instance) forget(r *reader) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if at := slices.Index(in.mu.readers, r); at >= 0 {
+		in.mu.readers = slices.Delete(in.mu.readers, at, at+1)
+	}
+	r.end()
+}
+
+// whoRead finds the reader that a plain Put outside of transactions comes from: one whose record differs in nothing but one message sent, and then
+// it is a send; else it is a decrypt, of the version that they all hold. The reader is nil if that is nobody, or not clear.
+func (in *instance) whoRead(k cache.Key, put *recordValue) (by writer, r *reader) {
+	now, readable := put.ratchet()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	var last *reader
+	same := true
+	for _, r := range slices.Backward(in.mu.readers) {
+		given, holds := r.given[k]
+		if r.many || !holds {
+			continue
+		}
+		if base, ok := given.ratchet(); ok && readable && now.sentFrom(base) {
+			return writerSend, r
+		}
+		same = same && (last == nil || last.given[k] == given)
+		if last == nil {
+			last = r
+		}
+	}
+	switch {
+	case last == nil || last.given[k].sameText(put): // nobody, or it is put again as it was
+		return writerUnknown, nil
+	case same:
+		return writerDecrypt, last
+	}
+	return writerDecrypt, nil
+}
+
+// sourceOf says where a plain Put outside of transactions comes from; done ends its reader.
+func (in *instance) sourceOf(k cache.Key, put *recordValue) (from source, done func()) {
+	by, r := in.whoRead(k, put)
+	if r == nil {
+		return source{by: by}, func() {}
+	}
+	return source{by: by, held: &r.held}, func() { in.forget(r) }
+}
+
+// whoReadMany finds the reader that a PutManySessions comes from, nil if nobody has read.
+func (in *instance) whoReadMany(put map[cache.Key]*recordValue) (reading *reader) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for _, r := range slices.Backward(in.mu.readers) {
+		if !r.many {
+			continue
+		}
+		holdsAll := true // a send puts nothing that it has not read
+		for k, record := range put {
+			given, holds := r.given[k]
+			if holdsAll = holdsAll && holds; !holdsAll {
+				break
+			}
+			base, ok1 := given.ratchet()
+			if now, ok2 := record.ratchet(); ok1 && ok2 && now.rest == base.rest && now.sameChain(base) && now.counter > base.counter {
+				return r
+			}
+		}
+		if holdsAll && reading == nil {
+			reading = r
+		}
+	}
+	return reading
+}
+
+// giveRecords reads records and gives them records to a reader, the transaction's if ctx is one's.
+func (in *instance) giveRecords(ctx context.Context, r *reader, keys []cache.Key, fn func(cache.Key, *recordValue) *recordValue) error {
+	to := in.holder(ctx, r)
+	return in.read(ctx, func(v *view) error {
+		for _, k := range keys {
+			value, ok := v.Get(k)
+			rec, _ := found[*recordValue](value, ok)
+			given := fn(k, rec)
+			v.Then(func() { in.give(to, k, given) })
+		}
+		return nil
+	})
+}
+
+func (in *instance) holder(ctx context.Context, r *reader) *held {
+	if tx := in.transactionOf(ctx); tx != nil {
+		return &tx.held
+	}
+	return &r.held
+}
+
+// sameVersion says whether a writer had read what is stored.
+func sameVersion(base, stored *recordValue, known bool) bool {
+	return known && base != nil && base.sameText(stored)
+}
+
+// chains says how far the sending chains of a record have got, as far as that is known.
+func (v *recordValue) chains(t cache.Type) map[uint64]uint64 {
+	reached := make(map[uint64]uint64)
+	data, ok := v.read()
+	if !ok {
+		return reached
+	}
+	for p := v.past; p != nil; p = p.prev {
+		reached[p.chain] = p.counter
+	}
+	if t == typeSenderKey {
+		if iteration, ok := senderKeyIteration(data); ok {
+			reached[fingerprint(senderKeyID(data))] = iteration
+		}
+		return reached
+	}
+	if parsed, err := parseSession(data); err == nil {
+		for _, st := range statesOf(parsed) {
+			chain := chainID(st.SenderChain)
+			reached[chain] = max(reached[chain], uint64(st.SenderChain.ChainKey.Index))
+		}
+	} else if now, ok := v.ratchet(); ok {
+		reached[fingerprint(now.chain)] = now.counter
+	}
+	return reached
+}
+
+func isRecordType(t cache.Type) bool { return t == typeSession || t == typeSenderKey }
+
+// removeRecord deletes a session or a sender key, or moves it over what is at another key, and tells who holds it.
+func (in *instance) removeRecord(v *view, k, to cache.Key) error {
+	value, ok := v.Get(k)
+	if !ok {
+		return nil
+	}
+	record := value.(*recordValue)
+	v.Delete(k)
+	v.Then(func() { in.noteGone(k, to, record) })
+	if to == (cache.Key{}) {
+		return nil
+	}
+	return in.arrive(v, to, record)
+}
+
+// move moves what is stored for an address to another one, over what is there. Of a session that both have, no
+// chain goes back.
+func (in *instance) move(v *view, k, to cache.Key) error {
+	if isRecordType(k.Type) {
+		return in.removeRecord(v, k, to)
+	}
+	if value, ok := v.Get(k); ok {
+		v.Delete(k)
+		v.Put(to, value)
+	}
+	return nil
+}
+
+// arrive puts a record that was at another key.
+func (in *instance) arrive(v *view, to cache.Key, record *recordValue) error {
+	if !v.Has(to) {
+		v.Put(to, record)
+		return nil
+	}
+	data, ok := record.read()
+	if !ok {
+		return nil // nobody could use it, so what is there stays
+	}
+	moved := newRecord(data)
+	moved.past = record.past
+	_, err := in.putRecord(v, to, moved, source{by: writerMigration})
+	return err
+}
