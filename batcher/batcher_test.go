@@ -387,6 +387,19 @@ func TestP7CloseCountsWhatAllLivesOfALaneLost(t *testing.T) {
 	})
 }
 
+func TestStoppingALaneThatHadFailedForgetsItsLoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t, batcher.Config{Interval: time.Hour, MaxRest: time.Hour}, newTable())
+		l := b.Lane("a")
+		add(t, l, put("k", 1))
+		l.Fail(errors.New("deleted, says the flush"))
+		require.Error(t, b.Flush(ctx))
+		require.Empty(t, l.Stop(errors.New("deleted, says the caller")))
+		require.NoError(t, b.Flush(ctx))
+		require.NoError(t, b.Close(ctx))
+	})
+}
+
 // A lane may be lost any number of times before the batcher is closed.
 func TestP11WhatALaneThatStoppedHeldIsLetGo(t *testing.T) {
 	t.Parallel()

@@ -210,11 +210,12 @@ func (l *Lane[L, K, V]) Fail(err error) {
 }
 
 // Stop ends the lane: who waits gets err, and so does every later call. It returns what was pending, in
-// order, and Close does not tell it. A flush that is under way is not waited for.
+// order, and Close does not tell it; nor, if the lane had stopped by itself, what it lost then. A flush that is under way is not waited for.
 func (l *Lane[L, K, V]) Stop(err error) []Op[K, V] {
 	b := l.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	l.savedLocked(l.unsaved)
 	ops := l.endLocked(err)
 	b.openGateLocked()
 	b.nudge()
@@ -238,7 +239,7 @@ func (l *Lane[L, K, V]) failLocked(err error) {
 	lost.cause, lost.again = err, false
 }
 
-// savedLocked takes back what failLocked noted: it has arrived nevertheless.
+// savedLocked takes back what failLocked noted: it has arrived nevertheless, or nobody wants it any more.
 func (l *Lane[L, K, V]) savedLocked(n int) {
 	lost := l.b.mu.lost[l.text()]
 	if l.unsaved == 0 || lost == nil {
