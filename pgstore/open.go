@@ -172,14 +172,6 @@ func (c *Container) moveAside(ctx context.Context, in *instance, row corruptRow)
 	return err
 }
 
-// copyAside is moveAside for a row whose deletion goes through the batcher.
-func (c *Container) copyAside(ctx context.Context, id string, k cache.Key, reason string) error {
-	_, err := c.pool.Exec(ctx, c.sql(`INSERT INTO {schema}.set_aside (instance_id, key_type, key_id, data, reason)
-		SELECT instance_id, key_type, key_id, data, $4 FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2 AND key_id = $3`),
-		pgx.QueryExecModeExec, id, typeName(k.Type), k.ID, reason)
-	return err
-}
-
 // attemptTimeout bounds one attempt at a statement, so that a connection that is half open does not hold up the next one.
 const attemptTimeout = 30 * time.Second
 

@@ -93,26 +93,18 @@ func (s *deviceStore) handOut(ctx context.Context, k cache.Key) (record []byte, 
 	return record, nil
 }
 
-// setAside moves a record that cannot be read to where a person can look at it, unless it was replaced meanwhile. The
-// copy is made at once; the deletion goes the way of every write.
+// setAside moves a record that cannot be read to where a person can look at it, unless it was replaced meanwhile.
 func (s *deviceStore) setAside(ctx context.Context, k cache.Key, rec *recordValue) {
 	in, err := s.instance(ctx)
 	if err != nil {
 		return
 	}
-	current := func(v *view) bool {
-		stored, ok := v.Get(k)
-		return ok && stored == value(rec)
-	}
-	mine := false
-	if err = in.read(ctx, func(v *view) error { mine = current(v); return nil }); err != nil || !mine {
-		return
-	}
-	s.c.cfg.Logger.Error("pgstore: stored record cannot be read, set aside", "instance", s.id, "key_type", typeName(k.Type))
-	if err = s.c.copyAside(ctx, in.id, k, "cannot be read"); err == nil {
+	row := corruptRow{k, rec.form.Load().json}
+	if err = s.c.moveAside(ctx, in, row); err == nil {
 		err = in.write(ctx, patienceNone, func(v *view) error {
-			if current(v) {
-				v.Delete(k)
+			stored, ok := v.Get(k)
+			if now, ok := found[*recordValue](stored, ok); ok && bytes.Equal(now.form.Load().json, row.data) {
+				v.Delete(k) // in memory; the row is gone
 			}
 			return nil
 		})
