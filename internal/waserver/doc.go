@@ -58,6 +58,7 @@
 //   - Under the race detector the client itself races: exsync.Event.GetChan writes under a read lock, so a send that waits for
 //     the connection races with the automatic reconnect and with other sends; and Device.Delete writes fields that handlers of
 //     notifications read in goroutines of their own. Tests under -race reconnect by hand where sends are in flight.
+//     So do two logins if the first connection ended before its <active>.
 //
 // Pairing:
 //

@@ -1,7 +1,9 @@
 package waserver
 
 // Faults that tests inject. A fault waits for stanzas in one direction that fit it and does its harm to as many of them as it
-// says; the rest of the server behaves as always, so a client that is cut off finds everything in its place afterwards.
+// says; the rest of the server behaves as always, so a client that is cut off finds everything in its place afterwards. It harms
+// nothing on a connection on which the client has not yet asked for its messages: two logins that nothing lies between race
+// with each other in the client.
 
 import (
 	"time"
@@ -116,6 +118,9 @@ func (f *Fault) Release() {
 
 // faultLocked is the fault that a stanza meets, if any.
 func (s *Server) faultLocked(direction Direction, d *Device, node *waBinary.Node) *Fault {
+	if d.conn == nil || !d.conn.active {
+		return nil
+	}
 	for _, f := range s.mu.faults {
 		if f.Direction == direction && (f.Times < 0 || f.hits < f.Times) && f.Match(d, node) {
 			f.hits++

@@ -275,11 +275,11 @@ func TestMessagesToAndFromOurOwnPhone(t *testing.T) {
 	_, err = b.account.WaitReceived(ctx, func(r waserver.Received) bool { return r.Peer })
 	require.NoError(t, err)
 
-	_, err = b.account.SendPeer(b.device, &waE2E.Message{ProtocolMessage: &waE2E.ProtocolMessage{
+	id, err := b.account.SendPeer(b.device, &waE2E.Message{ProtocolMessage: &waE2E.ProtocolMessage{
 		Type: waE2E.ProtocolMessage_APP_STATE_SYNC_KEY_SHARE.Enum(),
 	}})
 	require.NoError(t, err)
-	waitFor(ctx, t, b.client, func(e *events.Message) bool { return e.Info.Category == "peer" })
+	waitFor(ctx, t, b.client, func(e *events.Message) bool { return e.Info.Category == "peer" && e.Info.ID == id })
 	require.NoError(t, b.server.WaitIdle(ctx))
 	b.requireClean(t)
 }
@@ -339,6 +339,10 @@ func TestCompanionsComeAndGo(t *testing.T) {
 	b.client.say(ctx, t, friend.LID(), "three of us")
 	waitFor(ctx, t, companion, text("three of us"))
 
+	// The client looks at each sender's push name in a goroutine of its own, which races with the deletion unless it took a lock
+	// that somebody takes in between.
+	_, err = companion.Store.Contacts.GetContact(ctx, b.account.LID())
+	require.NoError(t, err)
 	device.Unlink()
 	waitFor[*events.LoggedOut](ctx, t, companion)
 	require.NoError(t, b.server.WaitIdle(ctx))

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	waBinary "go.mau.fi/whatsmeow/binary"
+	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types/events"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
@@ -45,7 +46,12 @@ func TestTrafficThroughFaults(t *testing.T) {
 	b.answering(t)
 	var friends []*waserver.Contact
 	for range 8 {
-		friends = append(friends, b.server.NewContact(waserver.ContactConfig{}))
+		friend := b.server.NewContact(waserver.ContactConfig{})
+		friends = append(friends, friend)
+		// Else the client issues a token, in a goroutine that races with sends that wait for the connection, too.
+		require.NoError(t, b.client.Store.PrivacyTokens.PutPrivacyTokens(ctx, store.PrivacyToken{
+			User: friend.LID(), Token: []byte("token"), Timestamp: time.Now(), SenderTimestamp: time.Now(),
+		}))
 	}
 	receipts := func(_ *waserver.Device, node *waBinary.Node) bool { return node.Tag == "receipt" }
 	faults := []waserver.Fault{
