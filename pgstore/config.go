@@ -65,7 +65,7 @@ type Config struct {
 	// flush begins. Defaults to [DefaultFlushInterval].
 	FlushInterval time.Duration
 	// MaxRest bounds the pause between flushes that nobody waits for, which is otherwise
-	// three times what the last one took. Defaults to [DefaultMaxRest].
+	// three times what the last one took. Not less than FlushInterval. Defaults to [DefaultMaxRest], or to FlushInterval if that is longer.
 	MaxRest time.Duration
 	// FlushTimeout bounds one attempt at a flush. Defaults to [DefaultFlushTimeout].
 	FlushTimeout time.Duration
@@ -88,7 +88,7 @@ type Config struct {
 	DurableAcks bool
 	// OutageWait is how long a write that an acknowledgement would let go for good (a sender
 	// key of somebody else, an app-state sync key, the NCT salt, a LID pair) waits for the database before it goes on from
-	// memory. Defaults to [DefaultOutageWait].
+	// memory. Defaults to [DefaultOutageWait], also for 0.
 	OutageWait time.Duration
 
 	// Log gets whatsmeow-style messages and is the logger of the devices. Nil means none.
