@@ -219,8 +219,9 @@ func (c *Container) NewDevice() *store.Device {
 }
 
 // Instance returns the device of the instance with the user's own name id and takes the instance. If there
-// is none yet, it returns a fresh device that is bound to id when it pairs. It waits for a database that is away
-// until the context ends.
+// is none yet, it returns a fresh device that is bound to id when it pairs. An id is 1 to 1,000 bytes of UTF-8 without NUL, else
+// [ErrInvalidInput]. A device that was saved without a name has its JID for one; to find a device by its JID
+// whatever its name, use [Container.GetDevice]. It waits for a database that is away until the context ends.
 func (c *Container) Instance(ctx context.Context, id string) (*store.Device, error) {
 	if err := checkInstanceID(id); err != nil {
 		return nil, err
