@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"go.mau.fi/whatsmeow"
+	"go.mau.fi/whatsmeow/appstate"
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/types/events"
 
@@ -35,11 +36,14 @@ func (b *bot) handle(e any) {
 		if c.Answer && !e.Info.IsFromMe {
 			b.keepSaying(e.Info.Chat, "re: "+text)
 		}
-		c.say(event{Kind: saidHandled, ID: e.Info.ID})
 	case *events.UndecryptableMessage:
 		c.say(event{Kind: saidUndecryptable, ID: e.Info.ID, Chat: e.Info.Chat, Sender: e.Info.Sender})
 	case *events.IdentityChange:
 		c.say(event{Kind: saidIdentity, Sender: e.JID, Implicit: e.Implicit})
+	case *events.AppStateSyncComplete:
+		c.say(event{Kind: saidSynced, Text: string(e.Name), Recovery: e.Recovery})
+	case *events.AppStateSyncError:
+		c.say(event{Kind: saidUnsynced, Text: string(e.Name), Error: e.Error.Error()})
 	case *events.LoggedOut:
 		b.over.Store(true)
 		c.say(event{Kind: saidLoggedOut})
@@ -78,6 +82,15 @@ func (b *bot) obey(cmd command) (value any, err error) {
 		err = b.Logout(ctx)
 	case doForget:
 		err = b.Store.Sessions.DeleteSession(ctx, cmd.To.SignalAddress().String())
+	case doContact:
+		info, err := b.Store.Contacts.GetContact(ctx, cmd.To)
+		return info.FullName, err
+	case doChat:
+		return b.Store.ChatSettings.GetChatSettings(ctx, cmd.To)
+	case doRecover:
+		_, err = b.SendPeerMessage(ctx, whatsmeow.BuildAppStateRecoveryRequest(appstate.WAPatchName(cmd.Text)))
+	case doStatements:
+		return b.child.statements.Load(), nil
 	case doStats, doFlush:
 		ours, ok := b.child.store.(*pgstore.Container)
 		if !ok {

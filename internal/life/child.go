@@ -5,18 +5,15 @@ package life
 import (
 	"bufio"
 	"context"
-	"database/sql"
 	"encoding/json"
 	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
 
-	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 	signallogger "go.mau.fi/libsignal/logger"
 	"go.mau.fi/whatsmeow"
 	"go.mau.fi/whatsmeow/store"
-	"go.mau.fi/whatsmeow/store/sqlstore"
 	waLog "go.mau.fi/whatsmeow/util/log"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
@@ -46,19 +43,13 @@ func childMain() bool {
 	return true
 }
 
-// container is what is needed of both stores.
-type container interface {
-	GetFirstDevice(ctx context.Context) (*store.Device, error)
-	GetAllDevices(ctx context.Context) ([]*store.Device, error)
-	Close() error
-}
-
 // child is a client and the store that it lives on.
 type child struct {
 	settings
-	ctx   context.Context
-	log   waLog.Logger
-	store container
+	ctx        context.Context
+	log        waLog.Logger
+	store      container
+	statements statements
 
 	mu  sync.Mutex
 	out *json.Encoder
@@ -125,22 +116,6 @@ func (c *child) done(cmd command, value any, err error) {
 	c.say(e)
 }
 
-func (c *child) open() (container, error) {
-	if c.Ours {
-		return pgstore.NewWithConfig(c.ctx, pgstore.Config{DSN: c.DSN, DurableAcks: c.Durable, Log: c.log})
-	}
-	return openSqlstore(c.ctx, c.DSN, c.log)
-}
-
-func openSqlstore(ctx context.Context, dsn string, log waLog.Logger) (*sqlstore.Container, error) {
-	db, err := sql.Open("pgx", dsn)
-	if err != nil {
-		return nil, err
-	}
-	c := sqlstore.NewWithDB(db, "postgres", log)
-	return c, c.Upgrade(ctx)
-}
-
 func (c *child) device() (*store.Device, error) {
 	if ours, ok := c.store.(*pgstore.Container); ok && c.Instance != "" {
 		return ours.Instance(c.ctx, c.Instance)
@@ -153,6 +128,9 @@ func (c *child) live() (*bot, error) {
 	device, err := c.device()
 	if err != nil {
 		return nil, err
+	}
+	if c.DieAfter != "" {
+		device.AppState = &dying{device.AppState, c.DieAfter}
 	}
 	b := &bot{Client: whatsmeow.NewClient(device, c.log), child: c}
 	b.EnableDecryptedEventBuffer, b.SynchronousAck = c.Buffer, c.Synchronous

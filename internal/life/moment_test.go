@@ -42,7 +42,7 @@ func (l *life) seenByOthers() *store.Device {
 	if l.backend.ours {
 		c, err = pgstore.New(l.ctx, l.dsn, nil)
 	} else {
-		c, err = openSqlstore(l.ctx, l.dsn, nil)
+		c, err = openSqlstore(l.ctx, l.dsn, nil, nil)
 	}
 	require.NoError(l.t, err)
 	defer func() { require.NoError(l.t, c.Close()) }()

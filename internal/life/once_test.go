@@ -98,6 +98,9 @@ func (x *exchange) requireOnce() {
 		}
 	}
 	stats := x.server.Stats()
+	if x.backend.ours {
+		x.t.Logf("merged and refused: %+v", ask[struct{ Merged, Refused int }](x.life, command{Do: doStats}))
+	}
 	x.t.Logf("%d in, %d out, %d ciphertexts, %d retry receipts of the client, %d answers of it to such, %d never read by their recipients",
 		len(x.in), len(x.out), stats.Ciphertexts, stats.RetryReceipts, stats.RetryAnswers, lost)
 	x.requireOnePairing()

@@ -24,6 +24,9 @@ type settings struct {
 	Durable     bool // pgstore.Config.DurableAcks
 	RetryStore  bool // Client.UseRetryMessageStore
 	Answer      bool // the handler answers every text of somebody else before it returns
+
+	DieAfter string // the process kills itself a moment after it has called this method of the app-state store
+	Count    bool   // statements are counted, on a pool of the child's own
 }
 
 // command is what a child is to do.
@@ -36,15 +39,19 @@ type command struct {
 
 // The commands. The answer to each is an event of kind done.
 const (
-	doSend      = "send"       // send a text once
-	doSay       = "say"        // send a text, again and again until it is out
-	doPairPhone = "pair phone" // ask for a link code for the phone number in Text
-	doLogout    = "logout"
-	doReopen    = "reopen" // fetch the device from the container again, with a new client
-	doForget    = "forget" // lose the session with To
-	doStats     = "stats"  // of the container, pgstore only
-	doFlush     = "flush"  // make everything durable
-	doQuit      = "quit"   // disconnect, close the container, end
+	doSend       = "send"       // send a text once
+	doSay        = "say"        // send a text, again and again until it is out
+	doPairPhone  = "pair phone" // ask for a link code for the phone number in Text
+	doLogout     = "logout"
+	doReopen     = "reopen"     // fetch the device from the container again, with a new client
+	doForget     = "forget"     // lose the session with To
+	doContact    = "contact"    // the full name of To
+	doChat       = "chat"       // the settings of the chat To
+	doRecover    = "recover"    // have the phone mend the collection Text
+	doStatements = "statements" // how many statements the store has sent
+	doStats      = "stats"      // of the container, pgstore only
+	doFlush      = "flush"      // make everything durable
+	doQuit       = "quit"       // disconnect, close the container, end
 )
 
 // event is what a child says.
@@ -63,7 +70,8 @@ type event struct {
 	Sender   types.JID `json:",omitzero"`
 	FromMe   bool      `json:",omitempty"`
 	Retry    int       `json:",omitempty"`
-	Implicit bool      `json:",omitempty"`
+	Implicit bool      `json:",omitempty"` // identity: noticed, not told
+	Recovery bool      `json:",omitempty"` // synced: by the phone
 }
 
 // The kinds of events.
@@ -73,10 +81,11 @@ const (
 	saidPaired        = "paired"
 	saidConnected     = "connected"
 	saidMessage       = "message" // said by the handler before it returns, and before it answers
-	saidHandled       = "handled" // said by the handler when it returns
 	saidUndecryptable = "undecryptable"
 	saidIdentity      = "identity"
 	saidLoggedOut     = "logged out"
 	saidReplaced      = "replaced"
 	saidTrouble       = "trouble" // something failed and is tried again
+	saidSynced        = "synced"  // the collection Text was fetched whole
+	saidUnsynced      = "unsynced"
 )

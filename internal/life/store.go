@@ -1,0 +1,111 @@
+package life
+
+// How the child opens its store, counts its statements, and dies in the middle of a call.
+
+import (
+	"context"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/store/sqlstore"
+	waLog "go.mau.fi/whatsmeow/util/log"
+
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+// container is what is needed of both stores.
+type container interface {
+	GetFirstDevice(ctx context.Context) (*store.Device, error)
+	GetAllDevices(ctx context.Context) ([]*store.Device, error)
+	Close() error
+}
+
+func (c *child) open() (container, error) {
+	var tracer pgx.QueryTracer
+	if c.Count {
+		tracer = &c.statements
+	}
+	if !c.Ours {
+		return openSqlstore(c.ctx, c.DSN, c.log, tracer)
+	}
+	cfg := pgstore.Config{DSN: c.DSN, DurableAcks: c.Durable, Log: c.log}
+	if tracer == nil {
+		return pgstore.NewWithConfig(c.ctx, cfg)
+	}
+	pool, err := pgxpool.ParseConfig(c.DSN)
+	if err != nil {
+		return nil, err
+	}
+	pool.ConnConfig.Tracer = tracer
+	if cfg.Pool, err = pgxpool.NewWithConfig(c.ctx, pool); err != nil { // it ends with the process
+		return nil, err
+	}
+	cfg.DSN = ""
+	return pgstore.NewWithConfig(c.ctx, cfg)
+}
+
+func openSqlstore(ctx context.Context, dsn string, log waLog.Logger, tracer pgx.QueryTracer) (*sqlstore.Container, error) {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Tracer = tracer
+	c := sqlstore.NewWithDB(stdlib.OpenDB(*cfg), "postgres", log)
+	return c, c.Upgrade(ctx)
+}
+
+// statements counts statements.
+type statements struct{ atomic.Int64 }
+
+// TraceQueryStart implements [pgx.QueryTracer].
+func (s *statements) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	s.Add(1)
+	return ctx
+}
+
+// TraceQueryEnd implements [pgx.QueryTracer].
+func (*statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// dying is an app-state store that ends its process after a call of one of its methods, when what that has written in the
+// background has had the time to become durable.
+type dying struct {
+	store.AppStateStore
+	after string
+}
+
+func (d *dying) called(method string) {
+	if method != d.after {
+		return
+	}
+	time.Sleep(10 * pgstore.DefaultFlushInterval)
+	if self, err := os.FindProcess(os.Getpid()); err == nil {
+		_ = self.Kill()
+	}
+	select {}
+}
+
+// PutAppStateVersion implements [store.AppStateStore].
+func (d *dying) PutAppStateVersion(ctx context.Context, name string, version uint64, hash [128]byte) error {
+	err := d.AppStateStore.PutAppStateVersion(ctx, name, version, hash)
+	d.called("PutAppStateVersion")
+	return err
+}
+
+// DeleteAppStateMutationMACs implements [store.AppStateStore].
+func (d *dying) DeleteAppStateMutationMACs(ctx context.Context, name string, indexMACs [][]byte) error {
+	err := d.AppStateStore.DeleteAppStateMutationMACs(ctx, name, indexMACs)
+	d.called("DeleteAppStateMutationMACs")
+	return err
+}
+
+// PutAppStateMutationMACs implements [store.AppStateStore].
+func (d *dying) PutAppStateMutationMACs(ctx context.Context, name string, version uint64, mutations []store.AppStateMutationMAC) error {
+	err := d.AppStateStore.PutAppStateMutationMACs(ctx, name, version, mutations)
+	d.called("PutAppStateMutationMACs")
+	return err
+}
