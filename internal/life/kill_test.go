@@ -28,7 +28,7 @@ func (k *killing) traffic(length time.Duration) {
 	for end := time.Now().Add(length); time.Now().Before(end); time.Sleep(k.upTo(20 * time.Millisecond)) {
 		friend := k.friends[k.rng.IntN(len(k.friends))]
 		k.next++
-		if k.next%3 == 0 {
+		if k.set.Answer && k.next%3 == 0 {
 			k.begin(command{Do: doSay, To: friend.LID(), Text: fmt.Sprint("own ", k.next)})
 			continue
 		}
@@ -86,6 +86,8 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		{"pgstore as we advise", onPgstore, *roundsFlag, func(*settings) {}},
 		{"pgstore, acknowledgements wait for nothing durable", onPgstore, *roundsFlag, func(s *settings) { s.Durable = false }},
 		{"pgstore, acknowledgements in the background", onPgstore, *roundsFlag / 2, func(s *settings) { s.Synchronous = false }},
+		{"pgstore, only listens", onPgstore, *roundsFlag / 2, func(s *settings) { s.Answer = false }},
+		{"pgstore, only listens, acknowledgements wait for nothing durable", onPgstore, *roundsFlag / 2, func(s *settings) { s.Answer, s.Durable = false, false }},
 		{"pgstore, no event buffer", onPgstore, *roundsFlag / 2, func(s *settings) { s.Buffer, s.Durable = false, false }},
 		{"sqlstore", onSqlstore, *roundsFlag / 2, func(*settings) {}},
 		{"sqlstore, no event buffer", onSqlstore, *roundsFlag / 2, func(s *settings) { s.Buffer = false }},
@@ -135,7 +137,7 @@ func (k *killing) check(missing int) {
 	for text, friend := range k.sent {
 		if handled[text] == 0 {
 			lost++
-		} else if !answered(friend, "re: "+text) {
+		} else if k.set.Answer && !answered(friend, "re: "+text) {
 			unanswered++
 		}
 		again += max(0, handled[text]-1)
