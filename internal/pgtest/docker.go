@@ -16,9 +16,16 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/testcontainers/testcontainers-go"
+	containerlog "github.com/testcontainers/testcontainers-go/log"
 )
 
 const dockerTimeout = 3 * time.Second
+
+func init() {
+	if !testing.Testing() { // an example has its own output, and every failure is also an error
+		containerlog.SetDefault(containerlog.NewNoopLogger())
+	}
+}
 
 // startDocker starts a server in a container. PGSTORE_TEST_IMAGE names another image than the official one.
 func startDocker(ctx context.Context) (*Server, error) {
@@ -52,7 +59,7 @@ func startContainer(ctx context.Context) (*Server, testcontainers.Container, err
 		},
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("docker: %w", err)
+		return nil, nil, errors.Join(fmt.Errorf("docker: %w", err), testcontainers.TerminateContainer(running))
 	}
 	server := &Server{
 		DSN:         fmt.Sprintf("postgres://postgres:test@127.0.0.1:%d/postgres?sslmode=disable", port),

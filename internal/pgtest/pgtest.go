@@ -47,8 +47,10 @@ func (s *Server) Stop() error {
 
 // Start finds or starts a server. The caller stops it.
 func Start(ctx context.Context) (*Server, error) {
-	if dsn := cmp.Or(os.Getenv("PGSTORE_TEST_DSN"), os.Getenv("DATABASE_URL")); dsn != "" {
-		return &Server{DSN: dsn, Description: "the PostgreSQL that the environment names"}, nil
+	for _, variable := range []string{"PGSTORE_TEST_DSN", "DATABASE_URL"} {
+		if dsn := os.Getenv(variable); dsn != "" {
+			return named(variable, dsn)
+		}
 	}
 	var failures []error
 	for _, way := range []func(context.Context) (*Server, error){startDocker, startLocal, startEmbedded} {
@@ -56,9 +58,22 @@ func Start(ctx context.Context) (*Server, error) {
 		if err == nil {
 			return server, nil
 		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		failures = append(failures, err)
 	}
 	return nil, fmt.Errorf("no PostgreSQL: set DATABASE_URL, or install Docker or PostgreSQL 14 or newer: %w", errors.Join(failures...))
+}
+
+// named is the server that a variable of the environment names. Its description has no password.
+func named(variable, dsn string) (*Server, error) {
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", variable, err)
+	}
+	host := net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port)))
+	return &Server{DSN: dsn, Description: fmt.Sprintf("%s on %s, which %s names", cmp.Or(config.Database, config.User), host, variable)}, nil
 }
 
 // binaries is the directory of the newest initdb on this machine.
@@ -78,7 +93,7 @@ func binaries() (string, error) {
 	return filepath.Dir(found[len(found)-1]), nil
 }
 
-func startLocal(ctx context.Context) (*Server, error) {
+func startLocal(ctx context.Context) (s *Server, err error) {
 	bin, err := binaries()
 	if err != nil {
 		return nil, err
@@ -87,6 +102,11 @@ func startLocal(ctx context.Context) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
 	data := filepath.Join(dir, "data")
 	as, err := ordinaryUser(dir)
 	if err != nil {
@@ -107,7 +127,7 @@ func startLocal(ctx context.Context) (*Server, error) {
 	if err = server.Start(); err != nil {
 		return nil, fmt.Errorf("local: postgres: %w", err)
 	}
-	s := &Server{
+	s = &Server{
 		DSN:         fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", port),
 		Description: "PostgreSQL from " + bin + " in a temporary directory",
 		stop: func() error {
@@ -133,14 +153,17 @@ func startEmbedded(ctx context.Context) (*Server, error) {
 	}
 	db := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().Port(uint32(port)).RuntimePath(dir).Logger(nil))
 	if err = db.Start(); err != nil {
-		return nil, fmt.Errorf("embedded-postgres: %w", err)
+		return nil, errors.Join(fmt.Errorf("embedded-postgres: %w", err), os.RemoveAll(dir))
 	}
 	s := &Server{
 		DSN:         fmt.Sprintf("postgres://postgres:postgres@127.0.0.1:%d/postgres?sslmode=disable", port),
 		Description: "a PostgreSQL fetched by embedded-postgres",
 		stop:        func() error { return errors.Join(db.Stop(), os.RemoveAll(dir)) },
 	}
-	return s, s.await(ctx)
+	if err = s.await(ctx); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s, nil
 }
 
 func freePort() (int, error) {
@@ -226,13 +249,14 @@ func Open(t testing.TB) string {
 	return dsn
 }
 
-// Main runs the tests of a package that uses Open, stops the server, and fails if a goroutine is left. It is
+// Main runs the tests of a package that uses Open, says which server they ran on, stops it, and fails if a goroutine is left. It is
 // called by TestMain with m.Run, and with the goroutines that somebody else leaves behind.
 func Main(run func() int, ignore ...goleak.Option) int {
 	signallogger.Debug() // libsignal sets its default logger at the first use, without a lock
 	code := run()
 	if started.Load() {
 		if server, err := shared(); err == nil {
+			fmt.Fprintln(os.Stderr, "the tests ran on", server.Description)
 			if err = server.Stop(); err != nil {
 				fmt.Fprintln(os.Stderr, "stopping the test server:", err)
 			}
