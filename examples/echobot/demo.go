@@ -29,6 +29,7 @@ func demo(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, database.Stop()) }()
+	fmt.Println("Database:", database.Description)
 	dsn, drop, err := database.NewDatabase(ctx)
 	if err != nil {
 		return err

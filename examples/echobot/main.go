@@ -7,8 +7,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"flag"
+	"fmt"
 	"log"
 	"os"
 	"os/signal"
@@ -16,6 +19,7 @@ import (
 
 	"github.com/mdp/qrterminal/v3"
 	"go.mau.fi/whatsmeow"
+	"go.mau.fi/whatsmeow/proto/waE2E"
 	"go.mau.fi/whatsmeow/types/events"
 	waLog "go.mau.fi/whatsmeow/util/log"
 
@@ -25,20 +29,25 @@ import (
 func main() {
 	withoutPhone := flag.Bool("demo", false, "talk to a stand-in for WhatsApp's servers")
 	flag.Parse()
+	dsn := os.Getenv("DATABASE_URL")
+	if dsn == "" && !*withoutPhone {
+		fmt.Fprintln(os.Stderr, "set DATABASE_URL to a PostgreSQL, or use -demo")
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var err error
 	if *withoutPhone {
 		err = demo(ctx)
 	} else {
-		err = bot(ctx, os.Getenv("DATABASE_URL"), waLog.Stdout("Bot", "INFO", true), (*whatsmeow.Client).ConnectContext)
+		err = bot(ctx, dsn, waLog.Stdout("Bot", "INFO", true), (*whatsmeow.Client).ConnectContext)
 	}
 	if err != nil {
 		log.Fatal(err) //nolint:gocritic // stop has nothing left to do
 	}
 }
 
-// bot runs until the context ends. Connect is client.ConnectContext, except in the demo.
+// bot runs until the context ends or its pairing fails. Connect is client.ConnectContext, except in the demo.
 func bot(ctx context.Context, dsn string, logger waLog.Logger, connect func(*whatsmeow.Client, context.Context) error) (err error) {
 	store, err := pgstore.New(ctx, dsn, logger)
 	if err != nil {
@@ -56,22 +65,21 @@ func bot(ctx context.Context, dsn string, logger waLog.Logger, connect func(*wha
 	client := whatsmeow.NewClient(device, logger)
 	client.EnableDecryptedEventBuffer = true // a crash between decryption and handler loses no message
 	client.AddEventHandler(func(evt any) {
-		if msg, ok := evt.(*events.Message); ok && !msg.Info.IsFromMe && msg.Message.GetConversation() != "" {
-			if _, err := client.SendMessage(ctx, msg.Info.Chat, msg.Message); err != nil {
+		if msg, ok := evt.(*events.Message); ok && !msg.Info.IsFromMe {
+			if err := echo(ctx, client, msg); err != nil {
 				logger.Errorf("Answering: %v", err)
 			}
 		}
 	})
+	unpaired := make(chan error, 1)
 	if client.Store.ID == nil { // never paired
 		codes, err := client.GetQRChannel(ctx)
 		if err != nil {
 			return err
 		}
 		go func() {
-			for item := range codes {
-				if item.Event == whatsmeow.QRChannelEventCode {
-					qrterminal.GenerateHalfBlock(item.Code, qrterminal.L, os.Stdout)
-				}
+			if err := show(codes); err != nil {
+				unpaired <- err
 			}
 		}()
 	}
@@ -79,6 +87,40 @@ func bot(ctx context.Context, dsn string, logger waLog.Logger, connect func(*wha
 		return err
 	}
 	defer client.Disconnect()
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err = <-unpaired:
+		return err
+	}
+}
+
+// show prints each QR code until one is scanned. Its error says why none was, for example that the time is over.
+func show(codes <-chan whatsmeow.QRChannelItem) error {
+	for item := range codes {
+		switch item.Event {
+		case whatsmeow.QRChannelEventCode:
+			qrterminal.GenerateHalfBlock(item.Code, qrterminal.L, os.Stdout)
+		case whatsmeow.QRChannelSuccess.Event:
+		default:
+			return fmt.Errorf("pairing has failed: %w", cmp.Or(item.Error, errors.New(item.Event)))
+		}
+	}
 	return nil
+}
+
+// echo answers a text with the same text.
+func echo(ctx context.Context, client *whatsmeow.Client, msg *events.Message) (err error) {
+	text := cmp.Or(msg.Message.GetConversation(), msg.Message.GetExtendedTextMessage().GetText()) // extended: a reply, or with a link
+	if text == "" {
+		return nil
+	}
+	for range 10 {
+		_, err = client.SendMessage(ctx, msg.Info.Chat, &waE2E.Message{Conversation: &text})
+		if !errors.Is(err, pgstore.ErrMessageKeyUsed) {
+			break
+		}
+		// Another send to this chat has used the message key meanwhile. That is rare, and nothing has left: send again.
+	}
+	return err
 }

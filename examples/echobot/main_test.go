@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/proto/waE2E"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
@@ -41,6 +42,58 @@ func TestDemoShowsAConversation(t *testing.T) {
 		"Ada: You are just repeating what I say.\nBot: You are just repeating what I say.\n")
 }
 
+func TestDemoPrintsOnlyItsOwn(t *testing.T) {
+	t.Parallel()
+	if exec.Command("docker", "info").Run() != nil {
+		pgtest.Missing(t, "Docker")
+	}
+	cmd := command(t.Context(), t, "-demo")
+	cmd.Env = append(cmd.Env, "DATABASE_URL=")
+	var said strings.Builder
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	require.NoError(t, err, said.String())
+	require.Regexp(t, `\ADatabase: .* in Docker\n`, string(out))
+	require.Empty(t, said.String())
+}
+
+func TestBotWithoutADatabaseSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	cmd := command(t.Context(), t)
+	cmd.Env = append(cmd.Env, "DATABASE_URL=")
+	out, err := cmd.CombinedOutput()
+	require.Error(t, err)
+	require.Equal(t, 2, cmd.ProcessState.ExitCode())
+	require.Equal(t, "set DATABASE_URL to a PostgreSQL, or use -demo\n", string(out))
+}
+
+func TestBotEndsWhenItsPairingFails(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	server, err := waserver.New(waserver.Config{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, server.Close()) }()
+	endpoint, err := json.Marshal(server.Endpoint())
+	require.NoError(t, err)
+
+	cmd := command(ctx, t, "-demo", "-endpoint", string(endpoint))
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	var said strings.Builder
+	cmd.Stderr = &said
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && !strings.Contains(lines.Text(), "2@") {
+	}
+	server.CutAll() // as WhatsApp does when the codes are used up
+	for lines.Scan() {
+	}
+	require.Error(t, cmd.Wait())
+	require.Equal(t, 1, cmd.ProcessState.ExitCode())
+	require.Contains(t, said.String(), "pairing has failed: timeout")
+}
+
 func TestDemoOnAServerThatRunsAlready(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
@@ -61,10 +114,16 @@ func TestDemoOnAServerThatRunsAlready(t *testing.T) {
 	}
 	_, err = account.Scan(ctx, lines.Text())
 	require.NoError(t, err)
-	_, err = ada.SendText(account.LID(), "hello")
-	require.NoError(t, err)
-	_, err = ada.WaitReceived(ctx, waserver.Text("hello"))
-	require.NoError(t, err)
+	reply := "hello, as a reply"
+	for text, message := range map[string]*waE2E.Message{
+		"hello": waserver.Conversation("hello"),
+		reply:   {ExtendedTextMessage: &waE2E.ExtendedTextMessage{Text: &reply}},
+	} {
+		_, err = ada.Send(account.LID(), message)
+		require.NoError(t, err)
+		_, err = ada.WaitReceived(ctx, waserver.Text(text))
+		require.NoError(t, err)
+	}
 	require.NoError(t, server.WaitIdle(ctx))
 	require.NoError(t, cmd.Process.Signal(os.Interrupt))
 	for lines.Scan() {
