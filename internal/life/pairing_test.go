@@ -100,10 +100,13 @@ func TestPairedAgainUnderTheSameNameNothingOfTheOldLifeRemains(t *testing.T) {
 }
 
 // requireNothingOf requires that no row of an earlier life is there. What the new one honestly wrote again is not one: who the same
-// phone is and what it is called, and the counter of pre-key ids, of which there were as many.
+// phone is and what it is called, the app state that it shares, and the counter of pre-key ids, of which there were as many.
 func (l *life) requireNothingOf(old map[string]int) {
 	l.t.Helper()
-	again := []string{"identity " + l.account.LID().SignalAddress().String(), "contact " + l.account.LID().String(), "contact " + l.account.PN().String(), "creds pre_keys"}
+	again := []string{
+		"identity " + l.account.LID().SignalAddress().String(), "contact " + l.account.LID().String(), "contact " + l.account.PN().String(), "creds pre_keys",
+		"app_state_key", "app_state_version", "app_state_mac",
+	}
 	if l.backend.ours {
 		require.Zero(l.t, l.db.number(`SELECT count(*) FROM whatsmeow.auth_keys k JOIN whatsmeow.instances i ON i.id = k.instance_id
 			WHERE k.updated_at < i.created_at`))
