@@ -368,8 +368,13 @@ func (in *instance) endRecord(v *view, tx *transaction, w cache.Write[value]) (m
 			return 0, err
 		}
 		from.held = nil // it is put anew
-	} else if _, known := in.base(from, w.Key); tx.wasDeleted(w.Key) && !known {
-		return 0, nil
+	} else if _, known := in.base(from, w.Key); !known {
+		if tx.wasDeleted(w.Key) {
+			return 0, nil
+		}
+		if w.Key.Type == typeSenderKey {
+			from = source{} // nobody has read it
+		}
 	}
 	return in.putRecord(v, w.Key, w.Value.(*recordValue), from)
 }

@@ -15,6 +15,8 @@ import (
 //
 // Our own is put by sends. One whose message key was used is refused, and so is a new key (iteration 0, nothing was sent with it) where
 // another was made at once: the one that was stored first is what the other send would use without having distributed it.
+//
+// A migration replaces a key that has nothing in common with the one that is moved, as sqlstore does.
 
 // maxSenderKeyStates is libsignal's limit (groups/state/record/SenderKeyRecord.go).
 const maxSenderKeyStates = 5
@@ -49,6 +51,11 @@ func mergeSenderKeys(stored, written *senderKeyRecord, by writer) (*senderKeyRec
 		if at < 0 || used.SenderChainKey.Iteration <= stored.SenderKeyStates[at].SenderChainKey.Iteration {
 			return nil, ErrMessageKeyUsed
 		}
+	}
+	if by == writerMigration && !slices.ContainsFunc(written.SenderKeyStates, func(w *senderKeyState) bool {
+		return slices.ContainsFunc(stored.SenderKeyStates, func(s *senderKeyState) bool { return sameSenderKey(s, w) })
+	}) {
+		return written, nil
 	}
 	merged := joined(oldestFirst(stored), oldestFirst(written), true, sameSenderKey, mergeSenderKeyState)
 	slices.Reverse(merged)

@@ -1,6 +1,7 @@
 package pgstore
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"time"
@@ -95,9 +96,9 @@ func (in *instance) noteGone(k, to cache.Key, record *recordValue) {
 				at = from // it was moved before
 			}
 		}
-		_, has := h.given[k]
-		if !has && at == k {
-			return
+		given, has := h.given[k]
+		if at == k && (!has || given == nil && to == (cache.Key{})) {
+			return // what is made of nothing was not deleted
 		}
 		if was == nil { // nearly always nobody holds it
 			was = &gone{to: to, reached: record.chains(k.Type)}
@@ -166,7 +167,7 @@ func (in *instance) whoRead(k cache.Key, put *recordValue) (by writer, r *reader
 	same := true
 	for _, r := range slices.Backward(in.mu.readers) {
 		given, holds := r.given[k]
-		if r.many || !holds {
+		if r.many || !holds || !madeOf(k, given, put) {
 			continue
 		}
 		if base, ok := given.ratchet(); ok && readable && now.sentFrom(base) {
@@ -206,7 +207,7 @@ func (in *instance) whoReadMany(put map[cache.Key]*recordValue) (reading *reader
 		holdsAll := true // a send puts nothing that it has not read
 		for k, record := range put {
 			given, holds := r.given[k]
-			if holdsAll = holdsAll && holds; !holdsAll {
+			if holdsAll = holdsAll && holds && madeOf(k, given, record); !holdsAll {
 				break
 			}
 			base, ok1 := given.ratchet()
@@ -240,6 +241,26 @@ func (in *instance) holder(ctx context.Context, r *reader) *held {
 		return &tx.held
 	}
 	return &r.held
+}
+
+// madeOf says whether a record may be made of another one, or of none: it still has the session, or the sender key, that was current in it.
+// Of what libsignal has not written nothing is known.
+func madeOf(k cache.Key, base, put *recordValue) bool {
+	if base == nil {
+		_, ok := put.ratchet()
+		return ok && k.Type == typeSession
+	}
+	text, ok1 := put.read()
+	was, ok2 := base.read()
+	if !ok1 || !ok2 {
+		return false
+	}
+	if k.Type == typeSenderKey {
+		id := senderKeyID(was)
+		return id != nil && bytes.Contains(text, slices.Concat([]byte(`"KeyID":`), id, []byte(",")))
+	}
+	at, ok := base.ratchet()
+	return ok && len(at.session) > 0 && bytes.Contains(text, at.session)
 }
 
 // sameVersion says whether a writer had read what is stored.

@@ -275,6 +275,9 @@ func (in *instance) overSenderKey(put putting) (*recordValue, error) {
 	if err != nil {
 		return nil, err
 	}
+	if merged == written {
+		return put.record, nil
+	}
 	data, err := json.Marshal(merged)
 	return newRecord(data), err
 }
