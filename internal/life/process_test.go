@@ -12,15 +12,15 @@ func TestARaceIsOursIfOneOfItsAccessesIs(t *testing.T) {
 WARNING: DATA RACE
 Write at 0x00c000123450 by goroutine 7:
   go.mau.fi/util/exsync.(*Event).GetChan()
-      /root/go/pkg/mod/go.mau.fi/util@v0.9.8/exsync/event.go:80 +0x44
+      /go/pkg/mod/go.mau.fi/util@v0.9.8/exsync/event.go:80 +0x44
   github.com/wataki/whatsmeow-pgstore/internal/life.(*bot).keepSaying()
       /src/internal/life/bot.go:60 +0x5a
 
 Previous read at 0x00c000123450 by goroutine 9:
   runtime.mapaccess1()
-      /usr/local/go/src/runtime/map.go:1 +0x0
+      /go/src/runtime/map.go:1 +0x0
   go.mau.fi/whatsmeow.(*Client).connect()
-      /root/go/pkg/mod/go.mau.fi/whatsmeow/client.go:500 +0x1
+      /go/pkg/mod/go.mau.fi/whatsmeow/client.go:500 +0x1
 
 Goroutine 7 (running) created at:
   github.com/wataki/whatsmeow-pgstore/internal/life.(*child).run()
@@ -30,13 +30,13 @@ Goroutine 7 (running) created at:
 WARNING: DATA RACE
 Write at 0x00c000123450 by goroutine 7:
   go.mau.fi/whatsmeow/store.(*Device).Delete()
-      /root/go/pkg/mod/go.mau.fi/whatsmeow/store/store.go:200 +0x44
+      /go/pkg/mod/go.mau.fi/whatsmeow/store/store.go:200 +0x44
 
 Previous read at 0x00c000123450 by goroutine 9:
   runtime.mapaccess1()
-      /usr/local/go/src/runtime/map.go:1 +0x0
+      /go/src/runtime/map.go:1 +0x0
   internal/sync.(*HashTrieMap[go.shape.interface {}]).Load()
-      /usr/local/go/src/internal/sync/hashtriemap.go:1 +0x0
+      /go/src/internal/sync/hashtriemap.go:1 +0x0
   github.com/wataki/whatsmeow-pgstore/pgstore.(*deviceStore).instance()
       /src/pgstore/devicestore.go:50 +0x1
 `
