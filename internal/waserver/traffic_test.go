@@ -41,7 +41,7 @@ func TestTrafficThroughFaults(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	ctx := testContext(t)
 	b := setup(t)
-	b.client.reconnectByHand()
+	b.client.reconnectByHand(ctx)
 	b.acquainted(ctx, t, b.server.NewContact(waserver.ContactConfig{}))
 	b.answering(t)
 	var friends []*waserver.Contact

@@ -3,6 +3,7 @@ package waserver_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -168,13 +169,19 @@ func (c *testClient) waitSynced(ctx context.Context, t *testing.T) {
 	}
 }
 
-// reconnectByHand makes the client connect again from an event handler.
-func (c *testClient) reconnectByHand() {
+// reconnectByHand makes the client connect again from an event handler, until ctx ends. A connection that is cut before it is
+// logged in is no event.
+func (c *testClient) reconnectByHand(ctx context.Context) {
 	c.EnableAutoReconnect = false
 	c.AddEventHandler(func(event any) {
-		if _, ok := event.(*events.Disconnected); ok {
-			go func() { _ = c.Connect() }()
+		if _, ok := event.(*events.Disconnected); !ok {
+			return
 		}
+		go func() {
+			for err := c.Connect(); err != nil && !errors.Is(err, whatsmeow.ErrAlreadyConnected) && ctx.Err() == nil; err = c.Connect() {
+				time.Sleep(tick)
+			}
+		}()
 	})
 }
 
