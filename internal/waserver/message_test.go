@@ -174,8 +174,8 @@ func TestFaultsOnTheWayOut(t *testing.T) {
 	ctx := testContext(t)
 	b := setup(t)
 	friend := b.server.NewContact(waserver.ContactConfig{})
-	b.client.reconnectByHand(ctx)   // the client's own way races with a send that waits for the connection, inside of exsync.Event
-	b.acquainted(ctx, t, friend) // the privacy token that goes out with the first message would wait for the connection too
+	b.client.reconnectByHand(ctx) // the client's own way races with a send that waits for the connection, inside of exsync.Event
+	b.acquainted(ctx, t, friend)  // the privacy token that goes out with the first message would wait for the connection too
 	want := []string{"you too"}
 	for i, action := range []waserver.Action{waserver.CutBefore, waserver.CutAfter, waserver.CutAfterAck} {
 		fault := b.server.Inject(waserver.Fault{Direction: waserver.FromClient, Action: action})
