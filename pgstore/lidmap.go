@@ -559,8 +559,11 @@ func (m *LIDMap) saveIn(ctx context.Context, tx pgx.Tx, pairs map[string]string)
 		lids = append(lids, keyID(pairs[pn]))
 		pns[i] = keyID(pn)
 	}
-	if _, err := tx.Exec(ctx, m.c.sql(`WITH old AS (SELECT l.lid FROM {schema}.lid_map l JOIN unnest($1::text[], $2::text[]) AS n (lid, pn)
-			ON (l.lid = n.lid) <> (l.pn = n.pn) ORDER BY l.lid FOR UPDATE OF l)
+	// Two joins, each on a column with an index: one over both would compare every pair with every row.
+	if _, err := tx.Exec(ctx, m.c.sql(`WITH n AS (SELECT * FROM unnest($1::text[], $2::text[]) AS n (lid, pn)),
+		old AS (SELECT l.lid FROM {schema}.lid_map l WHERE l.lid IN (
+			SELECT l.lid FROM {schema}.lid_map l JOIN n ON l.lid = n.lid WHERE l.pn <> n.pn
+			UNION ALL SELECT l.lid FROM {schema}.lid_map l JOIN n ON l.pn = n.pn WHERE l.lid <> n.lid) ORDER BY l.lid FOR UPDATE OF l)
 		DELETE FROM {schema}.lid_map WHERE lid IN (SELECT lid FROM old)`), pgx.QueryExecModeExec, lids, pns); err != nil {
 		return err
 	}
