@@ -19,7 +19,7 @@ import (
 
 const (
 	readerAge     = 2 * time.Minute // longer than the client waits for bundles
-	readersAtMost = 1000
+	readersAtMost = 64              // of each kind: more than put at once, and few enough to cost no memory
 )
 
 // held is what a reader holds. It is guarded by the instance's mu.
@@ -138,12 +138,19 @@ func (in *instance) newReader(many bool) *reader {
 	r := &reader{many: many, began: time.Now()}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	old := 0
-	for old < len(in.mu.readers) && r.began.Sub(in.mu.readers[old].began) > readerAge {
-		old++
+	alike := 0
+	for _, other := range in.mu.readers {
+		if other.many == many {
+			alike++
+		}
 	}
-	old = max(old, len(in.mu.readers)+1-readersAtMost)
-	in.mu.readers = append(slices.Delete(in.mu.readers, 0, old), r)
+	in.mu.readers = append(slices.DeleteFunc(in.mu.readers, func(other *reader) bool {
+		over := other.many == many && alike >= readersAtMost
+		if over {
+			alike-- // the oldest goes
+		}
+		return over || r.began.Sub(other.began) > readerAge
+	}), r)
 	return r
 }
 

@@ -10,6 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
 // fault is a bad moment of the database or of the way to it. It is over when the function returns.
@@ -68,6 +70,27 @@ var faults = []fault{
 	{"the disk is full", refuse("53100")},
 	{"deadlocks", refuse("40P01")},
 	{"serialization failures", refuse("40001")},
+	{"the database refuses an instance for good", refuseForGood},
+	{"somebody spoils a row", func(t testing.TB, b *badDays) { // it is found when the instance is opened again
+		b.exec(t, `INSERT INTO whatsmeow.auth_keys (instance_id, key_type, key_id, data, seq)
+			SELECT id, 'identity', 'spoilt:0', '{}', seq FROM whatsmeow.instances WHERE id = '`+b.instances[b.rng.IntN(len(b.instances))]+`' ON CONFLICT DO NOTHING`)
+	}},
+}
+
+// refuseForGood stops an instance of its own, loudly; the others go on.
+func refuseForGood(t testing.TB, b *badDays) {
+	ctx := context.Background()
+	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: b.dsn, Owner: "refused"})
+	require.NoError(t, err)
+	d := c.NewDevice()
+	signaltest.FillPairing(d)
+	require.NoError(t, d.Save(ctx))
+	b.exec(t,
+		`CREATE OR REPLACE FUNCTION public.fail_for_good() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'as told' USING ERRCODE = '23514'; END $$`,
+		`CREATE TRIGGER fail_for_good BEFORE INSERT OR UPDATE ON whatsmeow.auth_keys FOR EACH ROW WHEN (NEW.instance_id = '`+d.ID.String()+`') EXECUTE FUNCTION public.fail_for_good()`)
+	require.ErrorIs(t, d.Sessions.PutManySessions(ctx, map[string][]byte{"1:0": []byte("refused")}), pgstore.ErrRefused)
+	b.exec(t, `DROP TRIGGER fail_for_good ON whatsmeow.auth_keys`)
+	require.ErrorContains(t, c.Close(), d.ID.String(), "it says whose writes are not saved")
 }
 
 const terminateOthers = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -57,6 +58,7 @@ var steps = []step{
 	{"send", send},
 	{"send", send},
 	{"sessions", sessions},
+	{"ended context", endedContext},
 	{"sender key", senderKey},
 	{"secret", secret},
 	{"name", name},
@@ -143,6 +145,24 @@ func sessions(ctx context.Context, _ *pgstore.Container, r *resident) error {
 	r.model.sessions[address], r.model.sessions[other] = r.text(), r.text()
 	many := map[string][]byte{address: []byte(r.model.sessions[address]), other: []byte(r.model.sessions[other])}
 	return r.device.Sessions.PutManySessions(ctx, many)
+}
+
+// endedContext puts with a context that has ended: the caller is told, and what was put is kept.
+func endedContext(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	address, value := r.pick("abcdef")+":1", r.text()
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := r.device.Sessions.PutSession(ended, address, []byte(value)); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	got, err := r.device.Sessions.GetSession(ctx, address)
+	if err == nil && string(got) != value && string(got) != r.model.sessions[address] { // the old one, if the backlog was full
+		return fmt.Errorf("session is neither the old one nor the new one")
+	}
+	if got != nil {
+		r.model.sessions[address] = string(got)
+	}
+	return err
 }
 
 func senderKey(ctx context.Context, _ *pgstore.Container, r *resident) error {

@@ -59,6 +59,9 @@ func TestSoak(t *testing.T) {
 			p.config.Sends = pgstore.WriteBehind
 			p.config.MemoryBudget = 300_000 // less than its instances want
 		}
+		if i == 1 {
+			p.config.PendingLimit = 100 // reached in every outage
+		}
 		all = append(all, p)
 		require.NoError(t, p.open())
 		for n := range each {
