@@ -32,7 +32,7 @@ func TestStartEndsWithItsContext(t *testing.T) {
 
 func TestStartLocalLeavesNothingWhenItFails(t *testing.T) {
 	if _, err := binaries(); err != nil {
-		t.Skip(err)
+		Missing(t, "a PostgreSQL that is installed")
 	}
 	temporary := t.TempDir()
 	t.Setenv("TMPDIR", temporary)
