@@ -237,6 +237,22 @@ func TestP8ShutdownObeysItsContextAndEndsReadsThatHang(t *testing.T) {
 	network.Heal()
 }
 
+func TestP8ShutdownWaitsOutAFailover(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	network := pgtest.NewProxy(t, dsn)
+	c, err := pgstore.New(ctx, network.DSN, nil)
+	require.NoError(t, err)
+	pair(t, c.NewDevice())
+	network.Down()
+	ended := make(chan error, 1)
+	go func() { ended <- c.Shutdown(within(t, 20*time.Second)) }()
+	require.Never(t, func() bool { return len(ended) > 0 }, 300*time.Millisecond, 10*time.Millisecond)
+	network.Up()
+	require.NoError(t, <-ended)
+	require.True(t, scalar[bool](t, dsn, `SELECT clean_at_epoch = epoch FROM whatsmeow.instances`))
+}
+
 func TestP8AWaitThatTheContextEndsMatchesCanceledWhateverEndedIt(t *testing.T) {
 	t.Parallel()
 	network := pgtest.NewProxy(t, pgtest.Open(t))

@@ -266,7 +266,7 @@ func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map
 	return out, nil
 }
 
-// markClean notes that the owner left with nothing unsaved.
+// markClean notes that the owner left with nothing unsaved. A failover just then is waited for, until the context ends.
 func (c *Container) markClean(ctx context.Context, instances []*instance) error {
 	var lanes laneColumns
 	for _, in := range instances {
@@ -277,9 +277,12 @@ func (c *Container) markClean(ctx context.Context, instances []*instance) error 
 	if len(lanes.ids) == 0 {
 		return nil
 	}
-	_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances i SET clean_at_epoch = i.epoch
-		FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS l (id, epoch, seq)
-		WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq`), pgx.QueryExecModeExec, lanes.ids, lanes.epochs, lanes.seqs)
+	err := c.persist(ctx, attemptTimeout, func(ctx context.Context) error {
+		_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances i SET clean_at_epoch = i.epoch
+			FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS l (id, epoch, seq)
+			WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq`), pgx.QueryExecModeExec, lanes.ids, lanes.epochs, lanes.seqs)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("pgstore: instances could not be marked as cleanly left: %w", err)
 	}
