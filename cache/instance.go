@@ -146,13 +146,13 @@ func (inst *Instance[V]) attempt(overlay *Overlay[V], fetched *fetch[V], commit 
 	if view.missing != nil || err != nil {
 		return view, err
 	}
-	if overlay != nil && len(view.own.order) > 0 {
+	if overlay != nil && len(view.own.list) > 0 {
 		overlay.mergeLocked(&view.own)
 		return view, nil
 	}
-	if len(view.own.order) > 0 {
+	if len(view.own.list) > 0 {
 		view.wrote = true
-		if err = inst.applyLocked(view.own.writes(), commit); err != nil {
+		if err = inst.applyLocked(view.own.list, commit); err != nil {
 			return view, err
 		}
 	}

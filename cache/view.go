@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"slices"
 	"strings"
 	"sync"
 )
@@ -25,14 +26,32 @@ type Write[V any] struct {
 	Version uint64
 }
 
-// changes is an ordered set of writes, the last one of a key wins.
+// changes is an ordered set of writes, the last one of a key wins. Nearly always it is small, and then it is searched.
 type changes[V any] struct {
-	byKey map[Key]*Write[V]
-	order []Key
+	list  []Write[V]
+	index map[Key]int // of a large one
+}
+
+const smallChanges = 8
+
+// find returns the write of a key, nil if there is none. It is valid until the next set.
+func (c *changes[V]) find(k Key) *Write[V] {
+	if c.index != nil {
+		if i, ok := c.index[k]; ok {
+			return &c.list[i]
+		}
+		return nil
+	}
+	for i := range c.list {
+		if c.list[i].Key == k {
+			return &c.list[i]
+		}
+	}
+	return nil
 }
 
 func (c *changes[V]) set(w Write[V]) {
-	if old, ok := c.byKey[w.Key]; ok {
+	if old := c.find(w.Key); old != nil {
 		if w.Op == PutIfAbsent {
 			if old.Op != Delete {
 				return
@@ -42,19 +61,16 @@ func (c *changes[V]) set(w Write[V]) {
 		*old = w
 		return
 	}
-	if c.byKey == nil {
-		c.byKey = make(map[Key]*Write[V])
+	c.list = append(c.list, w)
+	switch {
+	case c.index != nil:
+		c.index[w.Key] = len(c.list) - 1
+	case len(c.list) > smallChanges:
+		c.index = make(map[Key]int)
+		for i := range c.list {
+			c.index[c.list[i].Key] = i
+		}
 	}
-	c.byKey[w.Key] = &w
-	c.order = append(c.order, w.Key)
-}
-
-func (c *changes[V]) writes() []Write[V] {
-	out := make([]Write[V], len(c.order))
-	for i, k := range c.order {
-		out[i] = *c.byKey[k]
-	}
-	return out
 }
 
 // Overlay is a private layer of writes over an instance: an open transaction. Its zero value
@@ -65,8 +81,8 @@ type Overlay[V any] struct {
 }
 
 func (o *Overlay[V]) mergeLocked(own *changes[V]) {
-	for _, k := range own.order {
-		o.changes.set(*own.byKey[k])
+	for _, w := range own.list {
+		o.changes.set(w)
 	}
 }
 
@@ -74,14 +90,14 @@ func (o *Overlay[V]) mergeLocked(own *changes[V]) {
 func (o *Overlay[V]) Len() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.changes.order)
+	return len(o.changes.list)
 }
 
 // Writes returns what the overlay holds, in order.
 func (o *Overlay[V]) Writes() []Write[V] {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.changes.writes()
+	return slices.Clone(o.changes.list)
 }
 
 // View is the state of an instance during one run of a function given to [Instance.Read] or
@@ -104,9 +120,9 @@ func (v *View[V]) Then(fn func()) { v.then = append(v.then, fn) }
 // value is not in memory it answers absent for now and the function will be run again.
 func (v *View[V]) Get(k Key) (value V, found bool) {
 	for _, c := range v.layers() {
-		if w, ok := c.byKey[k]; ok && w.Op == Delete {
+		if w := c.find(k); w != nil && w.Op == Delete {
 			return value, false
-		} else if ok && w.Op == Put {
+		} else if w != nil && w.Op == Put {
 			return w.Value, true
 		}
 	}
@@ -115,7 +131,7 @@ func (v *View[V]) Get(k Key) (value V, found bool) {
 		return value, true
 	}
 	for _, c := range v.layers() {
-		if w, ok := c.byKey[k]; ok {
+		if w := c.find(k); w != nil {
 			return w.Value, true
 		}
 	}
@@ -164,7 +180,7 @@ func (v *View[V]) miss(k Key) {
 // Has says whether k exists, without fetching the value of a type whose keys are in memory.
 func (v *View[V]) Has(k Key) bool {
 	for _, c := range v.layers() {
-		if w, ok := c.byKey[k]; ok && w.Op != PutIfAbsent {
+		if w := c.find(k); w != nil && w.Op != PutIfAbsent {
 			return w.Op == Put
 		}
 	}
@@ -187,16 +203,16 @@ func (v *View[V]) IDs(t Type, prefix string) []string {
 	}
 	seen := make(map[Key]struct{})
 	for _, c := range v.layers() {
-		for k, w := range c.byKey {
-			if k.Type != t || !strings.HasPrefix(k.ID, prefix) {
+		for _, w := range c.list {
+			if w.Key.Type != t || !strings.HasPrefix(w.Key.ID, prefix) {
 				continue
 			}
-			if _, dup := seen[k]; dup {
+			if _, dup := seen[w.Key]; dup {
 				continue
 			}
-			seen[k] = struct{}{}
+			seen[w.Key] = struct{}{}
 			if w.Op != Delete {
-				ids = append(ids, k.ID)
+				ids = append(ids, w.Key.ID)
 			}
 		}
 	}
@@ -205,7 +221,7 @@ func (v *View[V]) IDs(t Type, prefix string) []string {
 
 func (v *View[V]) changed(k Key) bool {
 	for _, c := range v.layers() {
-		if _, ok := c.byKey[k]; ok {
+		if c.find(k) != nil {
 			return true
 		}
 	}
@@ -234,7 +250,7 @@ func (v *View[V]) unchanged(k Key, value V) bool {
 // PutIfAbsent sets the value of k if there is none, without asking for it.
 func (v *View[V]) PutIfAbsent(k Key, value V) {
 	if v.base != nil {
-		if w, ok := v.base.changes.byKey[k]; ok && w.Op != Delete {
+		if w := v.base.changes.find(k); w != nil && w.Op != Delete {
 			return
 		}
 	}
