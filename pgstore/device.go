@@ -449,7 +449,7 @@ func (c *Container) putDevice(ctx context.Context, d *store.Device, id string) e
 // from its new owner. For a device that has not taken one yet it is the instance called id.
 func (c *Container) instanceOf(ctx context.Context, d *store.Device, id string) (*instance, error) {
 	if s, ok := d.Sessions.(*deviceStore); ok && s.c == c {
-		if in := s.taken(); in != nil {
+		if in := s.in.Load(); in != nil {
 			return in, in.failure()
 		}
 	}

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 	"go.mau.fi/whatsmeow/store"
@@ -26,8 +26,7 @@ type deviceStore struct {
 	jid   types.JID
 	noise [keyLength]byte // tells two pairings of one JID apart
 
-	mu sync.Mutex
-	in *instance
+	in atomic.Pointer[instance] // nil before the first use
 }
 
 var _ store.AllSessionSpecificStores = (*deviceStore)(nil)
@@ -38,7 +37,7 @@ func (c *Container) newDeviceStore(id string, d *store.Device) *deviceStore {
 
 // instance returns the taken instance.
 func (s *deviceStore) instance(ctx context.Context) (*instance, error) {
-	if in := s.taken(); in != nil {
+	if in := s.in.Load(); in != nil {
 		return in, nil
 	}
 	in, err := s.c.instance(ctx, s.id)
@@ -54,24 +53,13 @@ func (s *deviceStore) instance(ctx context.Context) (*instance, error) {
 	if !found || !s.isOf(v.(*credsValue).Device) {
 		return nil, ErrDeviceDeleted
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.in == nil {
-		s.in = in
-	}
-	return s.in, nil
+	s.in.CompareAndSwap(nil, in)
+	return s.in.Load(), nil
 }
 
 // isOf says whether credentials are those of the device that these stores were made for.
 func (s *deviceStore) isOf(stored *deviceJSON) bool {
 	return string(stored.JID) == s.jid.String() && bytes.Equal(stored.NoiseKey, s.noise[:])
-}
-
-// taken is the instance that these stores use, nil before their first use.
-func (s *deviceStore) taken() *instance {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.in
 }
 
 // get reads one key.
@@ -114,7 +102,7 @@ func (s *deviceStore) looks(t cache.Type) bool {
 	if takingTypes[t] || s.c.closed() {
 		return false
 	}
-	if s.taken() != nil {
+	if s.in.Load() != nil {
 		return false
 	}
 	s.c.mu.Lock()

@@ -6,19 +6,24 @@ import (
 	"strconv"
 )
 
-// ratchet is where a session record stands, read without parsing it.
+// ratchet is where a session record stands, read without parsing it. Its slices are parts of the record.
 type ratchet struct {
-	session []byte // the current state's base key, which names it, base64 as in the record
-	chain   []byte // the sending ratchet key, likewise
-	counter uint64 // the next message's, so its message key is the first that was not used
-	rest    uint64 // fingerprint of all but the sending chain key
+	session    []byte // the current state's base key, which names it, base64 as in the record
+	chain      []byte // the sending ratchet key, likewise
+	counter    uint64 // the next message's, so its message key is the first that was not used
+	head, tail []byte // all but the sending chain key
 }
 
 func (r ratchet) sameChain(o ratchet) bool { return bytes.Equal(r.chain, o.chain) }
 
+// sameRest says whether two records differ in their sending chain key only.
+func (r ratchet) sameRest(o ratchet) bool {
+	return bytes.Equal(r.head, o.head) && bytes.Equal(r.tail, o.tail)
+}
+
 // sentFrom says whether a record that stands at r is one that stood at o and has sent a message.
 func (r ratchet) sentFrom(o ratchet) bool {
-	return r.rest == o.rest && r.sameChain(o) && r.counter == o.counter+1
+	return r.counter == o.counter+1 && r.sameChain(o) && r.sameRest(o)
 }
 
 var fingerprints = maphash.MakeSeed() // they never leave the process
@@ -26,37 +31,36 @@ var fingerprints = maphash.MakeSeed() // they never leave the process
 func fingerprint(b []byte) uint64 { return maphash.Bytes(fingerprints, b) }
 
 // ratchetOf reads a session record. libsignal writes its fields in one order and the current state first, so the first "SenderChain"
-// of a session is the current one. Searching is far cheaper than parsing.
+// of a session is the current one, and its base key comes just before. Searching is far cheaper than parsing, and a name
+// is searched without its first quote, since quotes are everywhere.
 func ratchetOf(session []byte) (r ratchet, ok bool) {
-	const baseKey, senderChain, publicKey, chainKey, index = `"SenderBaseKey":"`, `"SenderChain":{`, `"SenderRatchetKeyPublic":"`, `"ChainKey":{`, `"Index":`
+	const baseKey, senderChain, publicKey, chainKey, index = `"SenderBaseKey":"`, `SenderChain":{`, `SenderRatchetKeyPublic":"`, `ChainKey":{`, `Index":`
 	at := bytes.Index(session, []byte(senderChain))
 	if at < 0 {
 		return r, false
 	}
-	_, named, _ := bytes.Cut(session[:at], []byte(baseKey))
-	name, _, _ := bytes.Cut(named, []byte(`"`))
-	tail := session[at:]
-	_, after, ok1 := bytes.Cut(tail, []byte(publicKey))
-	chain, _, ok2 := bytes.Cut(after, []byte(`"`))
-	from := bytes.Index(tail, []byte(chainKey))
-	if !ok1 || !ok2 || from < 0 {
-		return r, false
+	if name := bytes.LastIndex(session[:at], []byte(baseKey)); name >= 0 {
+		r.session, _, _ = bytes.Cut(session[name+len(baseKey):at], []byte(`"`))
 	}
-	length := bytes.IndexByte(tail[from:], '}')
+	chain := session[at:]
+	_, after, ok1 := bytes.Cut(chain, []byte(publicKey))
+	r.chain, _, ok = bytes.Cut(after, []byte(`"`))
+	from := bytes.Index(chain, []byte(chainKey))
+	if !ok1 || !ok || from < 0 {
+		return ratchet{}, false
+	}
+	length := bytes.IndexByte(chain[from:], '}')
 	if length < 0 {
-		return r, false
+		return ratchet{}, false
 	}
-	_, digits, ok3 := bytes.Cut(tail[from:from+length], []byte(index))
+	_, digits, ok := bytes.Cut(chain[from:from+length], []byte(index))
 	digits, _, _ = bytes.Cut(digits, []byte(`,`))
 	counter, err := strconv.ParseUint(string(digits), 10, 32)
-	if !ok3 || err != nil {
-		return r, false
+	if !ok || err != nil {
+		return ratchet{}, false
 	}
-	var hash maphash.Hash
-	hash.SetSeed(fingerprints)
-	_, _ = hash.Write(session[:at+from])
-	_, _ = hash.Write(tail[from+length:])
-	return ratchet{session: name, chain: chain, counter: counter, rest: hash.Sum64()}, true
+	r.counter, r.head, r.tail = counter, session[:at+from], chain[from+length:]
+	return r, true
 }
 
 // past is how far sending chains had got that are in a session no more, the newest first.

@@ -72,16 +72,17 @@ func (in *instance) goneFrom(from source, k cache.Key) *gone {
 }
 
 // give notes what a reader was given. It runs under the lock of the keys, so that nothing is deleted or moved in between.
-func (in *instance) give(to *held, k cache.Key, rec *recordValue) {
+func (in *instance) give(to *held, keys []cache.Key, records []*recordValue) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if _, known := to.given[k]; known {
-		return // in a transaction, what is read later may be its own
-	}
 	if to.given == nil {
-		to.given = make(map[cache.Key]*recordValue)
+		to.given = make(map[cache.Key]*recordValue, len(keys))
 	}
-	to.given[k] = rec
+	for i, k := range keys {
+		if _, known := to.given[k]; !known { // in a transaction, what is read later may be its own
+			to.given[k] = records[i]
+		}
+	}
 }
 
 // noteGone tells all who hold a record that it was deleted or moved. It runs under the lock of the keys, once that has happened.
@@ -166,23 +167,26 @@ func (in *instance) forget(r *reader) {
 
 // whoRead finds the reader that a plain Put outside of transactions comes from: one whose record differs in nothing but one message sent, and then
 // it is a send; else it is a decrypt, of the version that they all hold. The reader is nil if that is nobody, or not clear.
-func (in *instance) whoRead(k cache.Key, put *recordValue) (by writer, r *reader) {
-	now, readable := put.ratchet()
+func (in *instance) whoRead(k cache.Key, put *recordValue, sends bool) (by writer, r *reader) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	var last *reader
 	same := true
 	for _, r := range slices.Backward(in.mu.readers) {
 		given, holds := r.given[k]
-		if r.many || !holds || !madeOf(k, given, put) {
+		if r.many || !holds {
 			continue
 		}
-		if base, ok := given.ratchet(); ok && readable && now.sentFrom(base) {
+		if sends && put.sentFrom(k.Type, given) {
 			return writerSend, r
 		}
-		same = same && (last == nil || last.given[k] == given)
+		if last != nil && last.given[k] == given || !madeOf(k, given, put) {
+			continue
+		}
 		if last == nil {
 			last = r
+		} else {
+			same = false
 		}
 	}
 	switch {
@@ -194,9 +198,13 @@ func (in *instance) whoRead(k cache.Key, put *recordValue) (by writer, r *reader
 	return writerDecrypt, nil
 }
 
-// sourceOf says where a plain Put outside of transactions comes from; done ends its reader.
-func (in *instance) sourceOf(k cache.Key, put *recordValue) (from source, done func()) {
-	by, r := in.whoRead(k, put)
+// sourceOf says where a plain Put comes from; done ends its reader. A transaction is looked at when it ends. Sender keys
+// of others are never sent with.
+func (in *instance) sourceOf(ctx context.Context, k cache.Key, put *recordValue, sends bool) (from source, done func()) {
+	if in.transactionOf(ctx) != nil {
+		return source{}, func() {}
+	}
+	by, r := in.whoRead(k, put, sends)
 	if r == nil {
 		return source{by: by}, func() {}
 	}
@@ -204,7 +212,7 @@ func (in *instance) sourceOf(k cache.Key, put *recordValue) (from source, done f
 }
 
 // whoReadMany finds the reader that a PutManySessions comes from, nil if nobody has read.
-func (in *instance) whoReadMany(put map[cache.Key]*recordValue) (reading *reader) {
+func (in *instance) whoReadMany(put []keyed) (reading *reader) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for _, r := range slices.Backward(in.mu.readers) {
@@ -212,14 +220,13 @@ func (in *instance) whoReadMany(put map[cache.Key]*recordValue) (reading *reader
 			continue
 		}
 		holdsAll := true // a send puts nothing that it has not read
-		for k, record := range put {
-			given, holds := r.given[k]
-			if holdsAll = holdsAll && holds && madeOf(k, given, record); !holdsAll {
-				break
-			}
-			base, ok1 := given.ratchet()
-			if now, ok2 := record.ratchet(); ok1 && ok2 && now.rest == base.rest && now.sameChain(base) && now.counter > base.counter {
+		for _, p := range put {
+			given, holds := r.given[p.key]
+			if holds && p.record.sentFrom(typeSession, given) {
 				return r
+			}
+			if holdsAll = holds && madeOf(p.key, given, p.record); !holdsAll {
+				break
 			}
 		}
 		if holdsAll && reading == nil {
@@ -229,16 +236,17 @@ func (in *instance) whoReadMany(put map[cache.Key]*recordValue) (reading *reader
 	return reading
 }
 
-// giveRecords reads records and gives them records to a reader, the transaction's if ctx is one's.
+// giveRecords reads records and gives them to a reader, the transaction's if ctx is one's.
 func (in *instance) giveRecords(ctx context.Context, r *reader, keys []cache.Key, fn func(cache.Key, *recordValue) *recordValue) error {
 	to := in.holder(ctx, r)
 	return in.read(ctx, func(v *view) error {
-		for _, k := range keys {
+		given := make([]*recordValue, len(keys))
+		for i, k := range keys {
 			value, ok := v.Get(k)
 			rec, _ := found[*recordValue](value, ok)
-			given := fn(k, rec)
-			v.Then(func() { in.give(to, k, given) })
+			given[i] = fn(k, rec)
 		}
+		v.Then(func() { in.give(to, keys, given) })
 		return nil
 	})
 }
@@ -268,6 +276,21 @@ func madeOf(k cache.Key, base, put *recordValue) bool {
 	}
 	at, ok := base.ratchet()
 	return ok && len(at.session) > 0 && bytes.Contains(text, at.session)
+}
+
+// sentFrom says whether a session or an own sender key is what a send of one message makes of base.
+func (v *recordValue) sentFrom(t cache.Type, base *recordValue) bool {
+	if base == nil {
+		return false
+	}
+	if t == typeSenderKey {
+		text, ok1 := v.read()
+		was, ok2 := base.read()
+		return ok1 && ok2 && nextIteration(was, text)
+	}
+	now, ok1 := v.ratchet()
+	then, ok2 := base.ratchet()
+	return ok1 && ok2 && now.sentFrom(then)
 }
 
 // sameVersion says whether a writer had read what is stored.

@@ -41,13 +41,19 @@ const (
 	writerMigration
 )
 
+// keyed is a record and its key.
+type keyed struct {
+	key    cache.Key
+	record *recordValue
+}
+
 // putRecords puts sessions or sender keys as one group; if one is refused, none is stored. Inside a transaction they are
 // compared with what is stored at its end.
-func (in *instance) putRecords(ctx context.Context, wait patience, from source, records map[cache.Key]*recordValue) error {
+func (in *instance) putRecords(ctx context.Context, wait patience, from source, records ...keyed) error {
 	if in.transactionOf(ctx) != nil {
 		return in.writeMany(ctx, wait, len(records), func(v *view) error {
-			for k, record := range records {
-				v.Put(k, record)
+			for _, r := range records {
+				v.Put(r.key, r.record)
 			}
 			return nil
 		})
@@ -55,8 +61,8 @@ func (in *instance) putRecords(ctx context.Context, wait patience, from source, 
 	count := 0
 	return in.counted(&count, in.writeMany(ctx, wait, len(records), func(v *view) error {
 		count = 0
-		for k, record := range records {
-			merged, err := in.putRecord(v, k, record, from)
+		for _, r := range records {
+			merged, err := in.putRecord(v, r.key, r.record, from)
 			if err != nil {
 				return err
 			}
@@ -185,7 +191,7 @@ func (put putting) follows(then, now ratchet) bool {
 		// Not if an archived state is promoted: the attempt to use the current one has left a needless step in it.
 		return mine && (bytes.Equal(now.session, then.session) || !bytes.Contains(put.before, now.session))
 	case now.sameChain(then):
-		return now.rest == then.rest && now.counter > then.counter && (!put.known || put.sentFromStored(then))
+		return now.counter > then.counter && now.sameRest(then) && (!put.known || put.sentFromStored(then))
 	default:
 		return put.by == writerSend && beganOn(put.before, put.text)
 	}
@@ -250,9 +256,7 @@ func (in *instance) mergeTexts(put putting) (result []byte, left *past, err erro
 func (in *instance) overSenderKey(put putting) (*recordValue, error) {
 	switch put.by {
 	case writerSend:
-		then, ok1 := senderKeyIteration(put.before)
-		now, ok2 := senderKeyIteration(put.text)
-		if ok1 && ok2 && now == then+1 && bytes.Equal(senderKeyID(put.before), senderKeyID(put.text)) {
+		if nextIteration(put.before, put.text) {
 			return put.record, nil
 		}
 	case writerUnknown: // nobody read it

@@ -159,3 +159,10 @@ func senderKeyID(senderKey []byte) []byte {
 	}
 	return rest[:end]
 }
+
+// nextIteration says whether a sender key is another one after one more message.
+func nextIteration(before, after []byte) bool {
+	then, ok1 := senderKeyIteration(before)
+	now, ok2 := senderKeyIteration(after)
+	return ok1 && ok2 && now == then+1 && bytes.Equal(senderKeyID(before), senderKeyID(after))
+}

@@ -173,12 +173,10 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 		return err
 	}
 	k, put := newKey(typeSession, address), newRecord(session)
-	var from source
+	from, done := in.sourceOf(ctx, k, put, true)
+	defer done()
 	wait := patienceNone
 	if in.transactionOf(ctx) == nil {
-		var done func()
-		from, done = in.sourceOf(k, put)
-		defer done()
 		old, known := in.base(from, k)
 		if !known {
 			old, err = s.record(ctx, k)
@@ -190,7 +188,7 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 			s.warnUnbuffered(in)
 		}
 	}
-	return in.putRecords(ctx, wait, from, map[cache.Key]*recordValue{k: put})
+	return in.putRecords(ctx, wait, from, keyed{k, put})
 }
 
 // sameSendingChain says whether neither chain nor counter changed: with the rest, the session of a decrypt.
@@ -223,12 +221,12 @@ func (s *deviceStore) warnUnbuffered(in *instance) {
 // PutManySessions implements [store.SessionStore]. The client calls it when it has encrypted and before the message leaves. If
 // another send has used the message key of one session meanwhile, it is [ErrMessageKeyUsed], and none of them is stored.
 func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][]byte) error {
-	records := make(map[cache.Key]*recordValue, len(sessions))
+	records := make([]keyed, 0, len(sessions))
 	for address, session := range sessions {
 		if len(session) == 0 {
 			return invalid("session is empty")
 		}
-		records[newKey(typeSession, address)] = newRecord(session)
+		records = append(records, keyed{newKey(typeSession, address), newRecord(session)})
 	}
 	in, err := s.instance(ctx)
 	if err != nil {
@@ -240,7 +238,7 @@ func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][
 		defer in.forget(r)
 		defer in.endTurns(r)
 	}
-	return in.putRecords(ctx, s.sendPatience(), from, records)
+	return in.putRecords(ctx, s.sendPatience(), from, records...)
 }
 
 func (s *deviceStore) sendPatience() patience {
@@ -354,19 +352,15 @@ func (s *deviceStore) PutSenderKey(ctx context.Context, group, user string, sess
 		return err
 	}
 	k, put := senderKeyKey(group, user), newRecord(session)
-	var from source
+	from, done := in.sourceOf(ctx, k, put, own)
+	defer done()
 	wait := patienceNone
-	if in.transactionOf(ctx) == nil {
-		var done func()
-		from, done = in.sourceOf(k, put)
-		defer done()
-	}
 	if own {
 		from.by, wait = writerSend, s.sendPatience()
 	} else if old, err := s.record(ctx, k); err != nil || !sameSenderKeyID(old, session) {
 		wait = patienceOutage
 	}
-	return in.putRecords(ctx, wait, from, map[cache.Key]*recordValue{k: put})
+	return in.putRecords(ctx, wait, from, keyed{k, put})
 }
 
 // sameSenderKeyID says whether no new key was distributed.
