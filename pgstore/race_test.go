@@ -4,10 +4,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"slices"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	waBinary "go.mau.fi/whatsmeow/binary"
@@ -81,6 +82,8 @@ type raceConfig struct {
 	senders, answerers int  // goroutines: as SendMessage does, and as retry answers do
 	groups             bool // every fifth message goes to a group, and peers write to it
 	first              bool // now and then somebody begins a session anew, as after a retry receipt with keys
+	migrates           bool // peers are talked to by their phone numbers, and their LIDs become known while that goes on
+	deletes            bool // now and then a session is deleted while it is used, as when a contact's identity changed, and begun anew
 }
 
 // race is a device on the store under test that talks with peers on maps, everything at once.
@@ -92,7 +95,8 @@ type race struct {
 	locks  []sync.Mutex   // a peer does one thing at a time
 	flight []sync.RWMutex // held for reading while a message to the peer is made and delivered
 	group  types.JID
-	inTurn sync.Mutex // whatsmeow's messageSendLock
+	inTurn sync.Mutex   // whatsmeow's messageSendLock
+	next   atomic.Int64 // the message that is sent next
 
 	sent, refused, unread, lost atomic.Int64
 
@@ -115,26 +119,30 @@ func runRace(t testing.TB, ours *signaltest.Peer, cfg raceConfig) *race {
 		raceConfig: cfg, t: t, ours: ours, theirs: memoryPeers(cfg.peers), locks: make([]sync.Mutex, cfg.peers), flight: make([]sync.RWMutex, cfg.peers),
 		group: types.NewJID("123-456", types.GroupServer), seen: make(map[place][]byte),
 	}
-	for _, p := range r.theirs {
-		signaltest.Meet(t, p, ours)
+	for i, p := range r.theirs {
+		hello, err := p.Meet(ctx, ours, []byte("hello"))
+		require.NoError(t, err)
+		_, err = ours.Receive(ctx, r.address(i), hello)
+		require.NoError(t, err)
+		answer, err := ours.Answer(ctx, r.address(i), []byte("hello to you"))
+		require.NoError(t, err)
+		_, err = p.Receive(ctx, ours.Address(), answer)
+		require.NoError(t, err)
 	}
 	if cfg.groups {
-		everybody := append(slices.Clone(r.members()), ours)
-		for _, p := range everybody {
+		mine, err := ours.JoinGroup(ctx, r.group)
+		require.NoError(t, err)
+		for i, p := range r.members() {
+			require.NoError(t, p.Welcome(ctx, r.group, ours.Address(), mine))
 			distribution, err := p.JoinGroup(ctx, r.group)
 			require.NoError(t, err)
-			for _, other := range everybody {
-				if other != p {
-					require.NoError(t, other.Welcome(ctx, r.group, p.Address(), distribution))
-				}
-			}
+			require.NoError(t, ours.Welcome(ctx, r.group, r.address(i), distribution))
 		}
 	}
 	var sending, receiving sync.WaitGroup
-	var next atomic.Int64
 	for g := range cfg.senders + cfg.answerers {
 		sending.Go(func() {
-			for i := int(next.Add(1)); i <= cfg.sends; i = int(next.Add(1)) {
+			for i := int(r.next.Add(1)); i <= cfg.sends; i = int(r.next.Add(1)) {
 				r.send(i, g >= cfg.senders)
 			}
 		})
@@ -150,10 +158,66 @@ func runRace(t testing.TB, ours *signaltest.Peer, cfg raceConfig) *race {
 			}
 		}
 	})
+	receiving.Go(func() {
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Duration(rand.IntN(int(10 * time.Millisecond)))):
+				r.change(int(r.next.Load()+1) % r.peers) // whom it is sent to now
+			}
+		}
+	})
 	sending.Wait()
 	close(stop)
 	receiving.Wait()
 	return r
+}
+
+// address is what a peer is known by: its phone number, until its LID is known.
+func (r *race) address(i int) types.JID {
+	if r.migrates {
+		return *r.theirs[i].Device.ID
+	}
+	return r.theirs[i].Address()
+}
+
+// change lets something happen to a peer that is talked to.
+func (r *race) change(i int) {
+	p := r.theirs[i]
+	if r.migrates {
+		if err := r.ours.Device.LIDs.PutLIDMapping(ctx, p.Address().ToNonAD(), p.Device.ID.ToNonAD()); err != nil {
+			r.lost.Add(1)
+		}
+	}
+	if r.deletes {
+		if err := r.ours.Device.Sessions.DeleteAllSessions(ctx, p.Address().SignalAddressUser()); err != nil {
+			r.lost.Add(1)
+		}
+		r.meet(i)
+	}
+}
+
+// meet begins a session anew.
+func (r *race) meet(i int) {
+	r.flight[i].RLock()
+	defer r.flight[i].RUnlock()
+	r.locks[i].Lock() // the peer's bundle
+	node, err := r.ours.Meet(ctx, r.theirs[i], []byte("anew"))
+	r.locks[i].Unlock()
+	r.deliver(i, node, "anew", err)
+}
+
+// deliver has a peer read a message, if it left.
+func (r *race) deliver(to int, node *waBinary.Node, text string, err error) {
+	if !r.left(to, node, err) {
+		return
+	}
+	r.locks[to].Lock()
+	defer r.locks[to].Unlock()
+	if got, err := r.theirs[to].Receive(ctx, r.ours.Address(), node); err != nil || string(got) != text {
+		r.unread.Add(1)
+	}
 }
 
 func (r *race) send(i int, answer bool) {
@@ -169,26 +233,18 @@ func (r *race) send(i int, answer bool) {
 	var err error
 	switch {
 	case answer && r.first && i%50 == 0:
-		r.locks[to].Lock() // the peer's bundle
-		node, err = r.ours.Meet(ctx, r.theirs[to], []byte(text))
-		r.locks[to].Unlock()
+		r.meet(to)
+		return
 	case answer:
-		node, err = r.ours.Answer(ctx, r.theirs[to].Address(), []byte(text))
+		node, err = r.ours.Answer(ctx, r.address(to), []byte(text))
 	default:
 		var all map[types.JID]*waBinary.Node
 		r.inTurn.Lock()
-		all, err = r.ours.Send(ctx, []types.JID{r.theirs[to].Address()}, []byte(text))
+		all, err = r.ours.Send(ctx, []types.JID{r.address(to)}, []byte(text))
 		r.inTurn.Unlock()
-		node = all[r.theirs[to].Address()]
+		node = all[r.address(to)]
 	}
-	if !r.left(to, node, err) {
-		return
-	}
-	r.locks[to].Lock()
-	defer r.locks[to].Unlock()
-	if got, err := r.theirs[to].Receive(ctx, r.ours.Address(), node); err != nil || string(got) != text {
-		r.unread.Add(1)
-	}
+	r.deliver(to, node, text, err)
 }
 
 func (r *race) sendGroup(text string) {
@@ -242,7 +298,7 @@ func (r *race) receive(i int) {
 		node, e := r.theirs[from].SendGroup(ctx, r.group, []byte(text))
 		r.locks[from].Unlock()
 		if err = e; err == nil {
-			got, err = r.ours.ReceiveGroup(ctx, r.group, r.theirs[from].Address(), node)
+			got, err = r.ours.ReceiveGroup(ctx, r.group, r.address(from), node)
 		}
 	} else {
 		r.locks[from].Lock()
@@ -256,7 +312,7 @@ func (r *race) receive(i int) {
 		}
 		r.locks[from].Unlock()
 		if err = e; err == nil {
-			got, err = r.ours.Receive(ctx, r.theirs[from].Address(), node)
+			got, err = r.ours.Receive(ctx, r.address(from), node)
 		}
 	}
 	if err != nil || string(got) != text {
@@ -280,6 +336,9 @@ func TestP4SendingAndReceivingAtOnceUsesNoMessageKeyTwice(t *testing.T) {
 		{"retry answers", behind, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1}, 1},
 		{"everything, 2 peers", behind, signaltest.NewPeer, raceConfig{peers: 2, senders: 2, answerers: 2, groups: true, first: true}, 1},
 		{"everything, 50 peers", behind, signaltest.NewPeer, raceConfig{peers: 50, senders: 2, answerers: 2, groups: true, first: true}, 1},
+		{"LIDs become known", behind, signaltest.NewPeer, raceConfig{peers: 100, senders: 2, answerers: 2, groups: true, migrates: true}, 1},
+		{"LIDs become known, no event buffer", behind, signaltest.NewUnbufferedPeer, raceConfig{peers: 50, senders: 1, answerers: 2, groups: true, migrates: true}, 4},
+		{"sessions are deleted", behind, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1, deletes: true}, 4},
 		{"everything is evicted", small, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1, groups: true, first: true}, 4},
 		{"no event buffer", behind, signaltest.NewUnbufferedPeer, raceConfig{peers: 2, senders: 1, answerers: 1, groups: true, first: true}, 4},
 		{"durable sends", func(*pgstore.Config) {}, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1, groups: true, first: true}, 4},
@@ -292,6 +351,9 @@ func TestP4SendingAndReceivingAtOnceUsesNoMessageKeyTwice(t *testing.T) {
 			t.Logf("%v; %d merged", r, c.Stats().Merged)
 			require.Zero(t, r.repeated)
 			require.Zero(t, r.unread.Load(), "messages that left and that the peer could not read")
+			if tc.race.deletes {
+				return // the peer may write on a session that is gone, and who sends on one fails
+			}
 			require.Zero(t, r.lost.Load(), "messages that we could not read, or sends that failed with another error")
 			require.Positive(t, c.Stats().Merged, "nothing raced, so nothing was shown")
 			require.Equal(t, r.refused.Load(), c.Stats().Refused)

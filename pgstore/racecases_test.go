@@ -67,20 +67,27 @@ type talk struct {
 	*testing.T
 	c            *pgstore.Container
 	ours, theirs *signaltest.Peer
+	aDecrypt     string    // what ends a decrypt of a direct message
 	to           types.JID // where we send: the peer's LID, or its phone number
 	group        types.JID
 	seen         map[place]string
 	said         int
 }
 
-func newTalk(t *testing.T) *talk {
-	c, _ := open(t, func(cfg *pgstore.Config) { cfg.Sends = pgstore.WriteBehind })
+func newTalk(t *testing.T) *talk { return newTalkOf(t, signaltest.NewPeer, "PutBufferedEvent") }
+
+func newUnbufferedTalk(t *testing.T) *talk {
+	return newTalkOf(t, signaltest.NewUnbufferedPeer, "PutSession")
+}
+
+func newTalkOf(t *testing.T, peerOf func(*store.Device) *signaltest.Peer, aDecrypt string, edit ...func(*pgstore.Config)) *talk {
+	c, _ := open(t, append(edit, func(cfg *pgstore.Config) { cfg.Sends = pgstore.WriteBehind })...)
 	d := pair(t, c.NewDevice())
 	gated := held{d.Sessions, d.SenderKeys, d.EventBuffer}
 	d.Sessions, d.SenderKeys, d.EventBuffer = gated, gated, gated
 	peer := memoryPeers(1)[0]
 	return &talk{
-		T: t, c: c, ours: signaltest.NewPeer(d), theirs: peer, to: peer.Address(),
+		T: t, c: c, ours: peerOf(d), theirs: peer, aDecrypt: aDecrypt, to: peer.Address(),
 		group: types.NewJID("1-2", types.GroupServer), seen: make(map[place]string),
 	}
 }
@@ -227,7 +234,6 @@ func (t *talk) put(session string) {
 const (
 	aSend    = "PutManySessions"
 	anAnswer = "PutSession"
-	aDecrypt = "PutBufferedEvent"
 )
 
 // Every kind of race, in both orders, with real records. After each the talk goes on both ways.
@@ -242,7 +248,7 @@ func TestP4EveryKindOfRace(t *testing.T) {
 		{"nothing races", 0, 0, func(t *talk) { t.goOn() }},
 		{"a send overtakes a decrypt", 1, 0, func(t *talk) {
 			t.do(t.read(t.written()))
-			reading := t.begin(aDecrypt, t.read(t.written()))
+			reading := t.begin(t.aDecrypt, t.read(t.written()))
 			t.do(t.send)
 			t.do(func(context.Context) error { return reading.end() })
 		}},
@@ -260,7 +266,7 @@ func TestP4EveryKindOfRace(t *testing.T) {
 		}},
 		{"a retry answer overtakes a decrypt", 1, 0, func(t *talk) {
 			t.do(t.read(t.written()))
-			reading := t.begin(aDecrypt, t.read(t.written()))
+			reading := t.begin(t.aDecrypt, t.read(t.written()))
 			t.do(t.answer)
 			require.NoError(t, reading.end())
 		}},
@@ -310,7 +316,7 @@ func TestP4EveryKindOfRace(t *testing.T) {
 			t.refused(sending.end())
 		}},
 		{"a send overtakes a step of the ratchet", 1, 0, func(t *talk) {
-			reading := t.begin(aDecrypt, t.read(t.written()))
+			reading := t.begin(t.aDecrypt, t.read(t.written()))
 			t.do(t.send)
 			require.NoError(t, reading.end())
 		}},
@@ -329,14 +335,14 @@ func TestP4EveryKindOfRace(t *testing.T) {
 		}},
 		{"two decrypts step the ratchet at once", 1, 0, func(t *talk) {
 			one, two := t.written(), t.written()
-			reading := t.begin(aDecrypt, t.read(one))
+			reading := t.begin(t.aDecrypt, t.read(one))
 			t.do(t.read(two), t.send)
 			require.NoError(t, reading.end())
 		}},
 		{"two decrypts on one chain", 1, 0, func(t *talk) {
 			t.do(t.read(t.written()))
 			one, two, three := t.written(), t.written(), t.written()
-			reading := t.begin(aDecrypt, t.read(two))
+			reading := t.begin(t.aDecrypt, t.read(two))
 			t.do(t.read(three))
 			require.NoError(t, reading.end())
 			t.do(t.read(one))
@@ -346,7 +352,7 @@ func TestP4EveryKindOfRace(t *testing.T) {
 			for range 3 {
 				t.do(t.read(t.written()), t.send)
 			}
-			reading := t.begin(aDecrypt, t.read(late))
+			reading := t.begin(t.aDecrypt, t.read(late))
 			t.do(t.read(t.written()), t.send)
 			require.NoError(t, reading.end())
 		}},
@@ -356,12 +362,12 @@ func TestP4EveryKindOfRace(t *testing.T) {
 			require.NoError(t, sending.end())
 		}},
 		{"a send overtakes a new session of the peer", 1, 0, func(t *talk) {
-			reading := t.begin(aDecrypt, t.read(t.writtenAnew()))
+			reading := t.begin(t.aDecrypt, t.read(t.writtenAnew()))
 			t.do(t.send)
 			require.NoError(t, reading.end())
 		}},
 		{"our new session overtakes a decrypt", 1, 0, func(t *talk) {
-			reading := t.begin(aDecrypt, t.read(t.written()))
+			reading := t.begin(t.aDecrypt, t.read(t.written()))
 			t.do(t.meet)
 			require.NoError(t, reading.end())
 		}},
@@ -371,7 +377,7 @@ func TestP4EveryKindOfRace(t *testing.T) {
 			require.NoError(t, meeting.end())
 		}},
 		{"our new session overtakes one of the peer", 1, 0, func(t *talk) {
-			reading := t.begin(aDecrypt, t.read(t.writtenAnew()))
+			reading := t.begin(t.aDecrypt, t.read(t.writtenAnew()))
 			t.do(t.meet)
 			require.NoError(t, reading.end())
 		}},
@@ -434,17 +440,19 @@ func TestP4EveryKindOfRace(t *testing.T) {
 			require.NoError(t, sending.end())
 		}},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			talk := newTalk(t)
-			talk.introduce()
-			before := talk.c.Stats()
-			tc.race(talk)
-			after := talk.c.Stats()
-			require.Equal(t, tc.merged, after.Merged-before.Merged, "merged")
-			require.Equal(t, tc.refused, after.Refused-before.Refused, "refused")
-			talk.goOn()
-		})
+		for client, newTalk := range map[string]func(*testing.T) *talk{"event buffer": newTalk, "no event buffer": newUnbufferedTalk} {
+			t.Run(tc.name+", "+client, func(t *testing.T) {
+				t.Parallel()
+				talk := newTalk(t)
+				talk.introduce()
+				before := talk.c.Stats()
+				tc.race(talk)
+				after := talk.c.Stats()
+				require.Equal(t, tc.merged, after.Merged-before.Merged, "merged")
+				require.Equal(t, tc.refused, after.Refused-before.Refused, "refused")
+				talk.goOn()
+			})
+		}
 	}
 }
 
@@ -606,7 +614,7 @@ func TestASenderKeyThatComesInWhileAMessageIsDecryptedIsKept(t *testing.T) {
 	}
 	welcome()
 	one, two := write(), write()
-	reading := talk.begin(aDecrypt, read(two))
+	reading := talk.begin(talk.aDecrypt, read(two))
 	talk.theirs.Device.SenderKeys = memoryPeers(1)[0].Device.SenderKeys // it has lost its key
 	welcome()
 	require.NoError(t, reading.end())
@@ -647,7 +655,7 @@ func TestP4AMigrationTakesNoChainBack(t *testing.T) {
 			t.refused(answering.end())
 		}},
 		{"a decrypt holds it", 0, func(t *talk, migrate func(context.Context) error) {
-			reading := t.begin(aDecrypt, t.read(t.written()))
+			reading := t.begin(t.aDecrypt, t.read(t.written()))
 			t.do(t.send, migrate, t.send)
 			require.NoError(t, reading.end())
 		}},
@@ -683,22 +691,24 @@ func TestP4AMigrationTakesNoChainBack(t *testing.T) {
 			}))
 		}},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			talk := newTalk(t)
-			pn, lid := *talk.theirs.Device.ID, talk.theirs.Address()
-			talk.to = pn
-			talk.do(talk.read(talk.writtenAnew()), talk.send, talk.read(talk.written()), talk.send)
-			tc.race(talk, func(ctx context.Context) error {
-				talk.to = lid
-				return talk.ours.Device.Sessions.MigratePNToLID(ctx, pn.ToNonAD(), lid.ToNonAD())
+		for client, newTalk := range map[string]func(*testing.T) *talk{"event buffer": newTalk, "no event buffer": newUnbufferedTalk} {
+			t.Run(tc.name+", "+client, func(t *testing.T) {
+				t.Parallel()
+				talk := newTalk(t)
+				pn, lid := *talk.theirs.Device.ID, talk.theirs.Address()
+				talk.to = pn
+				talk.do(talk.read(talk.writtenAnew()), talk.send, talk.read(talk.written()), talk.send)
+				tc.race(talk, func(ctx context.Context) error {
+					talk.to = lid
+					return talk.ours.Device.Sessions.MigratePNToLID(ctx, pn.ToNonAD(), lid.ToNonAD())
+				})
+				require.Equal(t, tc.refused, talk.c.Stats().Refused, "refused")
+				talk.goOn()
+				has, err := talk.ours.Device.Sessions.HasSession(ctx, pn.SignalAddress().String())
+				require.NoError(t, err)
+				require.False(t, has)
 			})
-			require.Equal(t, tc.refused, talk.c.Stats().Refused, "refused")
-			talk.goOn()
-			has, err := talk.ours.Device.Sessions.HasSession(ctx, pn.SignalAddress().String())
-			require.NoError(t, err)
-			require.False(t, has)
-		})
+		}
 	}
 }
 

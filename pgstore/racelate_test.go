@@ -2,6 +2,8 @@ package pgstore_test
 
 import (
 	"context"
+	"log/slog"
+	"regexp"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -45,13 +47,6 @@ func (t *talk) answerTo(to types.JID) func(context.Context) error {
 func introduced(t *testing.T) *talk {
 	talk := newTalk(t)
 	talk.introduce()
-	return talk
-}
-
-// unbuffered is one of a client that decrypts outside of transactions.
-func unbuffered(t *testing.T) *talk {
-	talk := newTalk(t)
-	talk.ours = signaltest.NewUnbufferedPeer(talk.ours.Device)
 	return talk
 }
 
@@ -120,7 +115,7 @@ func TestP9LateSendsBringNothingBack(t *testing.T) {
 	})
 	t.Run("a decrypt without the event buffer", func(t *testing.T) {
 		t.Parallel()
-		talk := unbuffered(t)
+		talk := newUnbufferedTalk(t)
 		talk.introduce()
 		reading := talk.begin(anAnswer, talk.read(talk.written()))
 		require.NoError(t, talk.ours.Device.Sessions.DeleteSession(ctx, talk.address()))
@@ -184,7 +179,7 @@ func TestP4LateSendsUseNoMessageKeyTwice(t *testing.T) {
 		t.Parallel()
 		talk := introduced(t)
 		talk.do(talk.read(talk.written()), talk.send, talk.read(talk.written()))
-		reading := talk.begin(aDecrypt, talk.read(talk.written()))
+		reading := talk.begin(talk.aDecrypt, talk.read(talk.written()))
 		talk.do(talk.send)
 		for range 6 {
 			talk.do(talk.read(talk.written()), talk.send)
@@ -196,7 +191,7 @@ func TestP4LateSendsUseNoMessageKeyTwice(t *testing.T) {
 
 func TestADecryptWithoutTheEventBufferFollowsAMigration(t *testing.T) {
 	t.Parallel()
-	talk := unbuffered(t)
+	talk := newUnbufferedTalk(t)
 	pn, lid, migrate := underNumber(talk)
 	reading := talk.begin(anAnswer, talk.read(talk.written()))
 	talk.do(migrate)
@@ -256,7 +251,7 @@ func TestWhatDoesNotRaceIsNotMerged(t *testing.T) {
 	})
 	t.Run("decrypts without the event buffer", func(t *testing.T) {
 		t.Parallel()
-		talk := unbuffered(t)
+		talk := newUnbufferedTalk(t)
 		talk.introduce()
 		talk.goOn()
 		require.Zero(t, talk.c.Stats().Merged)
@@ -286,7 +281,7 @@ func TestASendThatCameToNothingHoldsUpNobody(t *testing.T) {
 // Two group messages that are read at once, while somebody else holds a third version of the key.
 func TestAGroupMessageThatWasReadCannotBeReadAgain(t *testing.T) {
 	t.Parallel()
-	talk := unbuffered(t)
+	talk := newUnbufferedTalk(t)
 	distribution, err := talk.theirs.JoinGroup(ctx, talk.group)
 	require.NoError(t, err)
 	require.NoError(t, talk.ours.Welcome(ctx, talk.group, talk.theirs.Address(), distribution))
@@ -320,4 +315,33 @@ func TestP4ARecordThatLibsignalCannotReadTakesNoChainBack(t *testing.T) {
 	got, err := d.Sessions.GetSession(ctx, "1:0")
 	require.NoError(t, err)
 	require.Contains(t, string(got), `"Index":5`)
+}
+
+// What is logged of races says how many records and whose instance, and nothing of what is in them or whom they are with.
+func TestP12LogsOfRacesHoldNoKeys(t *testing.T) {
+	t.Parallel()
+	var logged lockedBuffer
+	talk := newTalkOf(t, signaltest.NewPeer, "PutBufferedEvent", func(cfg *pgstore.Config) {
+		cfg.Logger = slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	talk.introduce()
+	var secret []string
+	note := func() {
+		secret = append(secret, regexp.MustCompile(`[A-Za-z0-9+/=]{20,}`).FindAllString(talk.session(), -1)...)
+	}
+	note()
+	sending := talk.begin(aSend, talk.send)
+	talk.do(talk.answer)
+	talk.refused(sending.end())
+	reading := talk.begin(talk.aDecrypt, talk.read(talk.written()))
+	talk.do(talk.send)
+	note()
+	require.NoError(t, reading.end())
+	note()
+	require.Contains(t, logged.String(), "refused")
+	require.Contains(t, logged.String(), "merged")
+	require.Greater(t, len(secret), 20)
+	for _, s := range append(secret, talk.to.User) {
+		require.NotContains(t, logged.String(), s)
+	}
 }

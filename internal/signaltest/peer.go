@@ -105,14 +105,36 @@ func (p *Peer) Send(ctx context.Context, others []types.JID, plaintext []byte) (
 	return sent, nil
 }
 
+// identity is whose session is used for somebody: the LID of a phone number as soon as it is known, and then all that was stored for the
+// number is moved there, as the client does before it decrypts and before it answers.
+func (p *Peer) identity(ctx context.Context, jid types.JID) (types.JID, error) {
+	if jid.Server != types.DefaultUserServer {
+		return jid, nil
+	}
+	lid, err := p.Device.LIDs.GetLIDForPN(ctx, jid)
+	if err != nil || lid.IsEmpty() {
+		return jid, err
+	}
+	p.client.MigrateSessionStore(ctx, jid, lid)
+	return lid, nil
+}
+
 // Answer encrypts a message for one peer as retry answers and messages to our own phone are, without the session cache.
 func (p *Peer) Answer(ctx context.Context, to types.JID, plaintext []byte) (*waBinary.Node, error) {
+	to, err := p.identity(ctx, to)
+	if err != nil {
+		return nil, err
+	}
 	node, _, err := p.client.EncryptMessageForDevice(ctx, plaintext, to, nil, nil, nil)
 	return node, err
 }
 
 // Receive decrypts a message as the client does with one that comes in, up to the acknowledgement.
 func (p *Peer) Receive(ctx context.Context, from types.JID, node *waBinary.Node) ([]byte, error) {
+	from, err := p.identity(ctx, from)
+	if err != nil {
+		return nil, err
+	}
 	plaintext, hash, err := p.client.DecryptDM(ctx, node, from, node.Attrs["type"] == "pkmsg", time.Now())
 	if err != nil {
 		return nil, err
@@ -163,6 +185,10 @@ func (p *Peer) SendGroup(ctx context.Context, group types.JID, plaintext []byte)
 
 // ReceiveGroup decrypts a message of a group, up to the acknowledgement.
 func (p *Peer) ReceiveGroup(ctx context.Context, group, from types.JID, node *waBinary.Node) ([]byte, error) {
+	from, err := p.identity(ctx, from)
+	if err != nil {
+		return nil, err
+	}
 	plaintext, hash, err := p.client.DecryptGroupMsg(ctx, node, from, group, time.Now())
 	if err != nil {
 		return nil, err
