@@ -58,6 +58,9 @@ func startContainer(ctx context.Context, port int, volume string) (*Server, test
 			Image:        image,
 			ExposedPorts: []string{"5432/tcp"},
 			Mounts:       mounts,
+			ConfigModifier: func(config *container.Config) {
+				config.StopSignal = "SIGINT" // PostgreSQL does not wait for its clients then
+			},
 			HostConfigModifier: func(host *container.HostConfig) {
 				host.PortBindings = network.PortMap{
 					network.MustParsePort("5432/tcp"): {{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: strconv.Itoa(port)}}, // the same after a restart
