@@ -12,46 +12,74 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
-// However the database's container goes away under a running bot, it is an outage like another: messages go on, and nothing is lost.
+// However the database's container goes away under a running bot, it is an outage like another: nothing is lost, and another process finds all
+// that was written. A send of WriteBehind goes on meanwhile; one that is Durable waits, and is there when it has returned, without a flush.
 func TestP7SurvivesTheDatabasesContainer(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*pgtest.Container){
 		"restarted": (*pgtest.Container).Restart,
 		"killed":    (*pgtest.Container).Kill,
+		"replaced":  (*pgtest.Container).Replace, // by a new one on the data that it left
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := pgtest.NewContainer(t)
-			c := reopen(t, server.DSN, func(cfg *pgstore.Config) { cfg.Sends = pgstore.WriteBehind })
-			d := pair(t, c.NewDevice())
-			ours, theirs := signaltest.NewPeer(d), signaltest.NewPeer(signaltest.NewMemoryDevice(c.NewDevice()))
-			signaltest.Meet(t, theirs, ours)
-			back := make(chan struct{})
-			go func() {
-				defer close(back)
-				end(server)
-			}()
-			talking := true
-			for i := 0; talking; i++ {
-				select {
-				case <-back:
-					talking = false
-				default:
-				}
-				signaltest.Say(t, theirs, ours, fmt.Sprint("in ", i))
-				signaltest.Say(t, ours, theirs, fmt.Sprint("out ", i))
-			}
-			require.NoError(t, c.Flush(ctx))
-			session, err := d.Sessions.GetSession(ctx, theirs.Address().SignalAddress().String())
-			require.NoError(t, err)
-			require.NoError(t, c.Close())
-			d, err = reopen(t, server.DSN).GetDevice(ctx, *d.ID)
-			require.NoError(t, err)
-			saved, err := d.Sessions.GetSession(ctx, theirs.Address().SignalAddress().String())
-			require.NoError(t, err)
-			require.Equal(t, string(session), string(saved))
-		})
+		for mode, sends := range map[string]pgstore.SendMode{"Durable": pgstore.Durable, "WriteBehind": pgstore.WriteBehind} {
+			t.Run(name+" "+mode, func(t *testing.T) {
+				t.Parallel()
+				survive(t, end, sends)
+			})
+		}
 	}
+}
+
+func survive(t *testing.T, end func(*pgtest.Container), sends pgstore.SendMode) {
+	server := pgtest.NewContainer(t)
+	c := reopen(t, server.DSN, func(cfg *pgstore.Config) { cfg.Sends = sends })
+	d := pair(t, c.NewDevice())
+	ours, theirs := signaltest.NewPeer(d), signaltest.NewPeer(signaltest.NewMemoryDevice(c.NewDevice()))
+	signaltest.Meet(t, theirs, ours)
+	back := make(chan struct{})
+	go func() {
+		defer close(back)
+		end(server)
+	}()
+	who := func(i int) types.JID { return types.NewJID(fmt.Sprint(i), types.DefaultUserServer) }
+	identity := func(i int) [32]byte { return [32]byte{1, byte(i), byte(i >> 8)} }
+	turns := 0
+	for over := false; !over; turns++ {
+		select {
+		case <-back:
+			over = true // and once more
+		default:
+		}
+		signaltest.Say(t, theirs, ours, fmt.Sprint("in ", turns))
+		_, _, err := d.Contacts.PutPushName(ctx, who(turns), fmt.Sprint("name ", turns))
+		require.NoError(t, err)
+		require.NoError(t, d.Identities.PutIdentity(ctx, who(turns).SignalAddress().String(), identity(turns)))
+		require.NoError(t, d.MsgSecrets.PutMessageSecret(ctx, who(turns), who(turns), "A", fmt.Append(nil, "secret ", turns)))
+		signaltest.Say(t, ours, theirs, fmt.Sprint("out ", turns)) // what came before it is durable with it
+	}
+	if sends == pgstore.WriteBehind {
+		require.NoError(t, c.Flush(ctx))
+	}
+
+	another, err := reopen(t, server.DSN).GetDevice(ctx, *d.ID)
+	require.NoError(t, err)
+	require.NotNil(t, another)
+	for i := range turns {
+		contact, err := another.Contacts.GetContact(ctx, who(i))
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprint("name ", i), contact.PushName)
+		for _, n := range []int{i, i + 1} {
+			trusted, err := another.Identities.IsTrustedIdentity(ctx, who(i).SignalAddress().String(), identity(n))
+			require.NoError(t, err)
+			require.Equal(t, n == i, trusted)
+		}
+		secret, _, err := another.MsgSecrets.GetMessageSecret(ctx, who(i), who(i), "A")
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprint("secret ", i), string(secret))
+	}
+	ours = signaltest.NewPeer(another)
+	signaltest.Say(t, theirs, ours, "in, later")
+	signaltest.Say(t, ours, theirs, "out, later")
 }
 
 // Devices that are dumped with the rest of the database and restored on another server open and talk there, with no new pairing.

@@ -582,21 +582,29 @@ func TestP10BadInputIsRefusedByTheCallThatGotIt(t *testing.T) {
 		_, err := c.Instance(ctx, id)
 		require.ErrorIs(t, err, pgstore.ErrInvalidInput)
 	}
-	for field, spoil := range map[string]func(*store.Device){
-		"NoiseKey":     func(d *store.Device) { d.NoiseKey = nil },
-		"IdentityKey":  func(d *store.Device) { d.IdentityKey = nil },
-		"SignedPreKey": func(d *store.Device) { d.SignedPreKey = nil },
-		"KeyID":        func(d *store.Device) { d.SignedPreKey.KeyID = 1 << 24 },
-		"Account":      func(d *store.Device) { d.Account = nil },
-		"AdvSecretKey": func(d *store.Device) { d.AdvSecretKey = nil },
-	} {
+	refused := func(field string, spoil func(*store.Device)) {
 		bad := c.NewDevice()
 		signaltest.FillPairing(bad)
 		spoil(bad)
-		err := c.PutDevice(ctx, bad)
-		require.ErrorIs(t, err, pgstore.ErrInvalidInput)
+		err := bad.Save(ctx)
+		require.ErrorIs(t, err, pgstore.ErrInvalidInput, field)
 		require.ErrorContains(t, err, field)
+	}
+	refused("NoiseKey", func(d *store.Device) { d.NoiseKey = nil })
+	refused("IdentityKey", func(d *store.Device) { d.IdentityKey = nil })
+	refused("SignedPreKey", func(d *store.Device) { d.SignedPreKey = nil })
+	refused("SignedPreKey is missing or not signed", func(d *store.Device) { d.SignedPreKey.Signature = nil }) // it has no other length
+	refused("KeyID", func(d *store.Device) { d.SignedPreKey.KeyID = 1 << 24 })
+	refused("Account", func(d *store.Device) { d.Account = nil })
+	refused("Account.Details", func(d *store.Device) { d.Account.Details = nil }) // of any length
+	refused("AdvSecretKey", func(d *store.Device) { d.AdvSecretKey = nil })
+	for _, length := range []int{0, 1, 31, 33, 63, 65} { // 32 and 64 are right
+		wrong := make([]byte, length)
+		refused("Account.AccountSignature must have 64 bytes", func(d *store.Device) { d.Account.AccountSignature = wrong })
+		refused("Account.AccountSignatureKey must have 32 bytes", func(d *store.Device) { d.Account.AccountSignatureKey = wrong })
+		refused("Account.DeviceSignature must have 64 bytes", func(d *store.Device) { d.Account.DeviceSignature = wrong })
 	}
 	require.NoError(t, c.Flush(ctx))
 	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.auth_keys`), "nothing of it was stored")
+	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances`))
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/testcontainers/testcontainers-go"
@@ -29,19 +30,26 @@ func init() {
 
 // startDocker starts a server in a container. PGSTORE_TEST_IMAGE names another image than the official one.
 func startDocker(ctx context.Context) (*Server, error) {
-	server, _, err := startContainer(ctx)
+	server, _, err := startContainer(ctx, 0, "")
 	return server, err
 }
 
-func startContainer(ctx context.Context) (*Server, testcontainers.Container, error) {
+// startContainer takes a free port if none is given. With a volume, which it makes if there is none, the data outlive the container.
+func startContainer(ctx context.Context, port int, volume string) (*Server, testcontainers.Container, error) {
 	probe, cancel := context.WithTimeout(ctx, dockerTimeout)
 	defer cancel()
 	if out, err := exec.CommandContext(probe, "docker", "info", "--format", "{{.ServerVersion}}").Output(); err != nil || len(out) < 2 {
 		return nil, nil, errors.New("docker: no daemon answers")
 	}
-	port, err := freePort()
-	if err != nil {
-		return nil, nil, err
+	if port == 0 {
+		var err error
+		if port, err = freePort(); err != nil {
+			return nil, nil, err
+		}
+	}
+	var mounts testcontainers.ContainerMounts
+	if volume != "" {
+		mounts = testcontainers.Mounts(testcontainers.VolumeMount(volume, "/var/lib/postgresql/data"))
 	}
 	image := cmp.Or(os.Getenv("PGSTORE_TEST_IMAGE"), "postgres:17-alpine")
 	running, err := testcontainers.GenericContainer(ctx, testcontainers.GenericContainerRequest{
@@ -49,6 +57,10 @@ func startContainer(ctx context.Context) (*Server, testcontainers.Container, err
 		ContainerRequest: testcontainers.ContainerRequest{
 			Image:        image,
 			ExposedPorts: []string{"5432/tcp"},
+			Mounts:       mounts,
+			ConfigModifier: func(config *container.Config) {
+				config.StopSignal = "SIGINT" // PostgreSQL does not wait for its clients then
+			},
 			HostConfigModifier: func(host *container.HostConfig) {
 				host.PortBindings = network.PortMap{
 					network.MustParsePort("5432/tcp"): {{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: strconv.Itoa(port)}}, // the same after a restart
@@ -65,6 +77,7 @@ func startContainer(ctx context.Context) (*Server, testcontainers.Container, err
 		DSN:         fmt.Sprintf("postgres://postgres:test@127.0.0.1:%d/postgres?sslmode=disable", port),
 		Description: image + " in Docker",
 		stop:        func() error { return running.Terminate(context.Background()) },
+		kill:        func() error { return stopAndStart(running, 0) },
 	}
 	if err = server.await(ctx); err != nil {
 		return nil, nil, errors.Join(err, server.Stop())
@@ -72,38 +85,61 @@ func startContainer(ctx context.Context) (*Server, testcontainers.Container, err
 	return server, running, nil
 }
 
-// Container is a PostgreSQL in a container of a test's own.
+// Container is a PostgreSQL in a container of a test's own, with its data on a volume.
 type Container struct {
 	DSN     string
 	t       testing.TB
+	port    int
+	volume  string
 	running testcontainers.Container
 }
 
-// NewContainer starts one. It ends with the test. Without Docker the test is skipped; in CI it fails.
+// NewContainer starts one. It ends with the test, and so do its data. Without Docker the test is skipped; in CI it fails.
 func NewContainer(t testing.TB) *Container {
 	t.Helper()
-	server, running, err := startContainer(context.Background())
+	port, err := freePort()
 	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Container{t: t, port: port, volume: fmt.Sprint("pgstore-", uuid.New())}
+	if err = c.start(); err != nil {
 		Missing(t, "Docker ("+err.Error()+")")
 	}
 	t.Cleanup(func() {
-		if err := server.Stop(); err != nil {
+		if err := c.running.Terminate(context.Background(), testcontainers.RemoveVolumes(c.volume)); err != nil {
 			t.Error(err)
 		}
 	})
-	return &Container{DSN: server.DSN, t: t, running: running}
+	return c
+}
+
+func (c *Container) start() error {
+	server, running, err := startContainer(context.Background(), c.port, c.volume)
+	if err == nil {
+		c.DSN, c.running = server.DSN, running
+	}
+	return err
 }
 
 // Restart stops the container in an orderly way and starts it again.
-func (c *Container) Restart() { c.startAgain(10 * time.Second) }
+func (c *Container) Restart() { c.check(stopAndStart(c.running, 10*time.Second)) }
 
 // Kill ends all its processes at once and starts the container again on the data that they left.
-func (c *Container) Kill() { c.startAgain(0) }
+func (c *Container) Kill() { c.check(stopAndStart(c.running, 0)) }
 
-func (c *Container) startAgain(patience time.Duration) {
-	if err := errors.Join(c.running.Stop(context.Background(), &patience), c.running.Start(context.Background())); err != nil {
+// Replace kills the container, removes it, and starts a new one on the volume that it left. The DSN stays.
+func (c *Container) Replace() {
+	c.check(errors.Join(c.running.Terminate(context.Background(), testcontainers.StopTimeout(0)), c.start()))
+}
+
+func (c *Container) check(err error) {
+	if err != nil {
 		c.t.Error(err)
 	}
+}
+
+func stopAndStart(running testcontainers.Container, patience time.Duration) error {
+	return errors.Join(running.Stop(context.Background(), &patience), running.Start(context.Background()))
 }
 
 const dumpFile = "/tmp/dump"

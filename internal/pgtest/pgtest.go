@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -35,6 +36,7 @@ type Server struct {
 	DSN         string // of a database with the right to create others
 	Description string // what it is, for people
 	stop        func() error
+	kill        func() error // nil where that cannot be done
 }
 
 // Stop ends a server that Start started; one that was there before is left alone.
@@ -43,6 +45,36 @@ func (s *Server) Stop() error {
 		return nil
 	}
 	return s.stop()
+}
+
+// Kill ends all processes of the server at once, and starts it again on the data that they left.
+func (s *Server) Kill(ctx context.Context) error {
+	if err := s.kill(); err != nil {
+		return err
+	}
+	return s.await(ctx)
+}
+
+// NewServer starts a server of a test's own, which can be killed, in Docker or from binaries on this machine. It ends with the test.
+// Where there is neither it is nil; in CI the test fails.
+func NewServer(t testing.TB) *Server {
+	t.Helper()
+	server, err := startDocker(context.Background())
+	if err != nil {
+		server, err = startLocal(context.Background())
+	}
+	if err != nil {
+		if inCI() {
+			t.Fatal(err)
+		}
+		return nil
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return server
 }
 
 // Start finds or starts a server. The caller stops it.
@@ -121,10 +153,14 @@ func startLocal(ctx context.Context) (s *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	server := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", strconv.Itoa(port), "-k", dir,
-		"-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=300")
-	server.SysProcAttr, server.Dir = as(), dir
-	if err = server.Start(); err != nil {
+	var server *exec.Cmd
+	start := func() error {
+		server = exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", strconv.Itoa(port), "-k", dir,
+			"-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=300")
+		server.SysProcAttr, server.Dir = as(), dir
+		return server.Start()
+	}
+	if err = start(); err != nil {
 		return nil, fmt.Errorf("local: postgres: %w", err)
 	}
 	s = &Server{
@@ -134,6 +170,11 @@ func startLocal(ctx context.Context) (s *Server, err error) {
 			_ = server.Process.Signal(os.Interrupt) // a fast shutdown
 			_ = server.Wait()
 			return os.RemoveAll(dir)
+		},
+		kill: func() error {
+			_ = server.Process.Signal(syscall.SIGQUIT) // an immediate shutdown, which leaves the data as a crash does
+			_ = server.Wait()
+			return start()
 		},
 	}
 	if err = s.await(ctx); err != nil {

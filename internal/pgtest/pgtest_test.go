@@ -44,3 +44,18 @@ func TestStartLocalLeavesNothingWhenItFails(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, left)
 }
+
+func TestAKilledServerComesBackWithWhatWasCommitted(t *testing.T) {
+	for name, start := range map[string]func(context.Context) (*Server, error){"Docker": startDocker, "local": startLocal} {
+		t.Run(name, func(t *testing.T) {
+			server, err := start(t.Context())
+			if err != nil {
+				Missing(t, err.Error())
+			}
+			defer func() { require.NoError(t, server.Stop()) }()
+			require.NoError(t, server.exec(t.Context(), `CREATE TABLE kept ()`))
+			require.NoError(t, server.Kill(t.Context()))
+			require.NoError(t, server.exec(t.Context(), `TABLE kept`))
+		})
+	}
+}

@@ -64,7 +64,8 @@ var steps = []step{
 	{"name", name},
 	{"token", token},
 	{"transaction", transaction},
-	{"rollback", rollback},
+	{"rollback", rollback(func() error { return errRollback })},
+	{"panic", rollback(func() error { panic(errRollback) })},
 	{"patch", patch},
 	{"pre-key", preKey},
 	{"LID", lidPair},
@@ -224,24 +225,38 @@ func eventHash(n int) (hash [32]byte) {
 
 var errRollback = fmt.Errorf("rolled back")
 
-// rollback is a transaction that fails after its last write: nothing in it happened.
-func rollback(ctx context.Context, c *pgstore.Container, r *resident) error {
-	before, events := r.model, r.events
-	r.model = before.clone()
-	err := r.device.EventBuffer.DoDecryptionTxn(ctx, func(ctx context.Context) error {
-		if err := sessions(ctx, c, r); err != nil {
-			return err
+// rollback is a transaction that fails or panics after its last write: nothing in it happened.
+func rollback(end func() error) func(context.Context, *pgstore.Container, *resident) error {
+	return func(ctx context.Context, c *pgstore.Container, r *resident) error {
+		before, events := r.model, r.events
+		r.model = before.clone()
+		err := recovered(func() error {
+			return r.device.EventBuffer.DoDecryptionTxn(ctx, func(ctx context.Context) error {
+				if err := sessions(ctx, c, r); err != nil {
+					return err
+				}
+				if err := name(ctx, c, r); err != nil {
+					return err
+				}
+				return end()
+			})
+		})
+		r.model, r.events = before, events
+		if err != errRollback { //nolint:errorlint // it comes back as it was
+			return fmt.Errorf("rollback: %w", err)
 		}
-		if err := name(ctx, c, r); err != nil {
-			return err
-		}
-		return errRollback
-	})
-	r.model, r.events = before, events
-	if err != errRollback { //nolint:errorlint // it comes back as it was
-		return fmt.Errorf("rollback: %w", err)
+		return nil
 	}
-	return nil
+}
+
+// recovered returns what f returns, or the error that it panics with.
+func recovered(f func() error) (err error) {
+	defer func() {
+		if e, ok := recover().(error); ok {
+			err = e
+		}
+	}()
+	return f()
 }
 
 func (m model) clone() model {

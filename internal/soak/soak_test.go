@@ -2,6 +2,7 @@ package soak
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/store"
 	"go.uber.org/goleak"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
@@ -28,13 +30,21 @@ var (
 
 // A connection that is broken in the middle of a toxic leaves a goroutine of toxiproxy behind.
 func TestMain(m *testing.M) {
+	if dsn := os.Getenv(childDSN); dsn != "" {
+		fmt.Println("failed", beChild(dsn))
+		os.Exit(1)
+	}
 	os.Exit(pgtest.Main(m.Run, goleak.IgnoreTopFunction("github.com/Shopify/toxiproxy/v2/toxics.(*NoopToxic).Pipe")))
 }
 
 const (
 	processes = 5 // containers, each as if in a process of its own
+	posted    = 3 // the one whose flushes can be held back
 	each      = 10
 	rests     = 4
+
+	flushTimeout = time.Second
+	patience     = time.Minute // every fault is over within seconds; whoever waits longer hangs
 )
 
 // process is a container that is closed and opened again under its instances.
@@ -50,17 +60,25 @@ type process struct {
 // counted. They are no more at the end than they were at the first rest.
 func TestSoak(t *testing.T) {
 	t.Logf("seed %d", *seed)
-	dsn := pgtest.Open(t)
-	bad := &badDays{dsn: dsn, network: pgtest.NewProxy(t, dsn), rng: rand.New(rand.NewPCG(*seed, 0))}
+	bad := &badDays{server: pgtest.NewServer(t), rng: rand.New(rand.NewPCG(*seed, 0)), post: new(post), happened: make(map[string]int)}
+	if bad.server != nil {
+		bad.dsn = bad.server.DSN
+	} else {
+		bad.dsn = pgtest.Open(t)
+	}
+	bad.network = pgtest.NewProxy(t, bad.dsn)
 	var all []*process
 	for i := range processes {
-		p := &process{config: pgstore.Config{DSN: bad.network.DSN, FlushTimeout: time.Second, Owner: fmt.Sprint("process ", i)}}
+		p := &process{config: pgstore.Config{DSN: bad.network.DSN, FlushTimeout: flushTimeout, Owner: fmt.Sprint("process ", i)}}
 		if i%2 == 0 {
 			p.config.Sends = pgstore.WriteBehind
 			p.config.MemoryBudget = 300_000 // less than its instances want
 		}
 		if i == 1 {
 			p.config.PendingLimit = 100 // reached in every outage
+		}
+		if i == posted {
+			p.config.DSN, p.config.Pool = "", bad.post.pool(t, bad.network.DSN)
 		}
 		all = append(all, p)
 		require.NoError(t, p.open())
@@ -71,17 +89,23 @@ func TestSoak(t *testing.T) {
 			bad.instances = append(bad.instances, r.device.ID.String())
 		}
 	}
+	bad.processes = all
 	var first usage
 	for rest := range rests {
-		happened := work(t, all, bad, *length/rests)
+		work(t, bad, *length/rests, rest == rests-1)
 		now := check(t, all)
-		t.Logf("%d steps, faults %v, %v", done.Load(), happened, now)
+		t.Logf("%d steps, %v", done.Load(), now)
 		if rest == 0 {
 			first = now
 			continue
 		}
 		require.LessOrEqual(t, now.goroutines, first.goroutines, "goroutines")
 		require.LessOrEqual(t, now.heap, first.heap+first.heap/2, "memory")
+	}
+	t.Logf("faults: %v", bad.happened)
+	require.Empty(t, bad.missing(), "every fault has happened")
+	if bad.child != nil {
+		bad.child.kill(t, bad.dsn)
 	}
 	for _, p := range all {
 		require.NoError(t, p.container.Close())
@@ -101,12 +125,13 @@ func (p *process) open() (err error) {
 
 var done atomic.Int64 // steps
 
-// work lets all instances live and faults happen, and then the database be well. It says which faults happened.
-func work(t *testing.T, all []*process, bad *badDays, d time.Duration) map[string]int {
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
+// work lets all instances live and faults happen, and then the database be well. The last time it goes on until each fault has happened.
+func work(t *testing.T, bad *badDays, d time.Duration, last bool) {
+	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	for _, p := range all {
+	defer wg.Wait()
+	defer stop()
+	for _, p := range bad.processes {
 		for i, r := range p.residents {
 			wg.Go(func() {
 				for ctx.Err() == nil && !t.Failed() {
@@ -119,28 +144,19 @@ func work(t *testing.T, all []*process, bad *badDays, d time.Duration) map[strin
 			})
 		}
 	}
-	happened := make(map[string]int)
-	for ctx.Err() == nil && !t.Failed() {
-		f := faults[bad.rng.IntN(len(faults))]
-		happened[f.name]++
-		f.happen(t, bad)
-		if bad.rng.IntN(4) == 0 {
-			happened["reopened"]++
-			if err := all[bad.rng.IntN(len(all))].reopen(bad.rng.IntN(2) == 0); err != nil {
-				t.Errorf("reopening: %v", err)
-			}
+	for end := time.Now().Add(d); (time.Now().Before(end) || last && len(bad.missing()) > 0) && !t.Failed(); {
+		if bad.child == nil {
+			bad.child = startChild(t, bad.network.DSN, bad.rng.Uint64())
 		}
+		bad.next().happen(t, bad)
 	}
-	wg.Wait()
-	return happened
 }
 
 // step lets an instance do one thing.
 func (p *process) step(r *resident) (what string, err error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	// Every fault is over within seconds; whoever waits longer hangs.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if r.rng.IntN(2000) == 0 {
 		if err = r.leave(ctx); err != nil {
@@ -152,11 +168,20 @@ func (p *process) step(r *resident) (what string, err error) {
 	return s.name, s.do(ctx, p.container, r)
 }
 
+// flush waits until all is durable, under traffic: a device that is deleted meanwhile ends a wait, and another begins.
+func (p *process) flush(ctx context.Context) error {
+	for {
+		if err := p.container.Flush(ctx); !errors.Is(err, store.ErrDeviceDeleted) {
+			return err
+		}
+	}
+}
+
 // reopen closes the container and opens it again, or forgets it after a flush, as one that is killed then would.
 func (p *process) reopen(orderly bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	old := p.container
 	if err := old.Flush(ctx); err != nil {
@@ -195,7 +220,7 @@ var ofTheStore = regexp.MustCompile(`whatsmeow-pgstore/(pgstore|cache|batcher)\.
 
 // check flushes all, compares all and measures what is left.
 func check(t *testing.T, all []*process) (u usage) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for _, p := range all {
 		require.NoError(t, p.container.Flush(ctx))
