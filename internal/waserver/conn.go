@@ -166,9 +166,9 @@ func (c *conn) read() error {
 	}
 }
 
-// write sends what is in the queue until the connection ends.
+// write sends what is in the queue until the connection ends. When the client is gone nothing can be sent any more, but what it
+// sent before that may still wait to be read: its reader has a while for that.
 func (c *conn) write() {
-	defer c.cancel()
 	counter := uint32(0)
 	for {
 		select {
@@ -191,7 +191,7 @@ func (c *conn) write() {
 			}
 			if err != nil {
 				c.server.log.Debug("waserver: write failed", "error", err)
-				_ = c.socket.CloseNow()
+				_ = c.rw.SetReadDeadline(time.Now().Add(c.server.cfg.Grace))
 				return
 			}
 			counter++
