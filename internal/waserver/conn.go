@@ -33,6 +33,7 @@ type conn struct {
 	socket *websocket.Conn
 	rw     net.Conn
 	secret *handshaken
+	login  int // which login of the device it is, counted from 1; used by the reading goroutine
 	ctx    context.Context
 	cancel context.CancelFunc
 
@@ -161,7 +162,7 @@ func (c *conn) read() error {
 			c.handle(node)
 			c.server.happened()
 		case device != nil && node.Tag == "message":
-			c.server.overhear(device, node)
+			c.server.overhear(device, c.login, node)
 		}
 	}
 }

@@ -32,7 +32,7 @@ func (s *Server) handleMessage(from *Device, c *conn, node *waBinary.Node) {
 		s.route(from, node, all)
 		return
 	}
-	s.recordMessage(from, node, all)
+	s.recordMessage(from, c.login, node, all)
 	s.mu.Lock()
 	f := s.faultLocked(FromClient, from, node)
 	s.mu.stats.Messages++
@@ -73,8 +73,8 @@ func (s *Server) handleMessage(from *Device, c *conn, node *waBinary.Node) {
 }
 
 // overhear notes what a client sent on a connection that is as good as gone.
-func (s *Server) overhear(from *Device, node *waBinary.Node) {
-	s.recordMessage(from, node, s.parts(node))
+func (s *Server) overhear(from *Device, login int, node *waBinary.Node) {
+	s.recordMessage(from, login, node, s.parts(node))
 }
 
 func messageAck(node *waBinary.Node, extra waBinary.Attrs) waBinary.Node {
@@ -164,7 +164,7 @@ func (s *Server) route(from *Device, node *waBinary.Node, all []*part) waBinary.
 
 // recordMessage puts the ciphertexts of a client's message into the record, and looks at the identities in it: those inside
 // of first messages, and the signed one beside them.
-func (s *Server) recordMessage(from *Device, node *waBinary.Node, all []*part) {
+func (s *Server) recordMessage(from *Device, login int, node *waBinary.Node, all []*part) {
 	id, to := attrString(node, "id"), attrJID(node, "to")
 	first, wrong, added, nowhere := false, false, 0, 0
 	for _, p := range all {
@@ -179,7 +179,7 @@ func (s *Server) recordMessage(from *Device, node *waBinary.Node, all []*part) {
 		}
 		for _, enc := range p.encs {
 			body, _ := enc.Content.([]byte)
-			entry, isNew := s.record.add(from.LID(), recipient, id, attrString(&enc, "type"), body)
+			entry, isNew := s.record.add(from.LID(), recipient, login, id, attrString(&enc, "type"), body)
 			p.sent = entry
 			if isNew {
 				added++

@@ -46,6 +46,50 @@ func TestRecordFiresWhenASessionGoesBack(t *testing.T) {
 	require.Len(t, b.server.Record().Reused(), 1, "the chain goes on where it was")
 }
 
+// TestRecordFiresWhenAChainGoesBackBetweenLogins has a client use counters that the wire never saw, but below one that it did
+// see. In one login the order is no matter.
+func TestRecordFiresWhenAChainGoesBackBetweenLogins(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	friend := b.server.NewContact(waserver.ContactConfig{})
+	b.client.say(ctx, t, friend.LID(), "counter 0")
+	address := friend.LID().SignalAddress().String()
+	sessions := [][]byte{}
+	keep := func() {
+		session, err := b.client.Store.Sessions.GetSession(ctx, address)
+		require.NoError(t, err)
+		sessions = append(sessions, session)
+	}
+	keep()
+	for range 2 { // counters 1 and 2 are encrypted and go nowhere
+		//nolint:staticcheck // deprecated to warn off bots; this is what it is for
+		_, _, err := b.client.DangerousInternals().EncryptMessageForDevice(ctx, []byte("lost"), friend.LID(), nil, nil, nil)
+		require.NoError(t, err)
+	}
+	b.client.say(ctx, t, friend.LID(), "counter 3")
+	keep()
+
+	require.NoError(t, b.client.Store.Sessions.PutSession(ctx, address, sessions[0]))
+	b.client.say(ctx, t, friend.LID(), "counter 1")
+	require.Empty(t, b.server.Record().Reused())
+	require.Equal(t, 1, b.server.Record().Behind())
+
+	b.client.Disconnect()
+	require.NoError(t, b.client.Connect())
+	require.NoError(t, b.server.Wait(ctx, func() bool { return b.device.Logins() == 2 && b.device.Connected() }))
+	b.client.say(ctx, t, friend.LID(), "counter 2")
+	require.NoError(t, b.client.Store.Sessions.PutSession(ctx, address, sessions[1]))
+	b.client.say(ctx, t, friend.LID(), "counter 4")
+	found := b.server.Record().Reused()
+	require.Len(t, found, 1)
+	require.Equal(t, waserver.ReusedChain, found[0].Kind)
+	require.Equal(t, b.device.LID(), found[0].Device)
+	require.Equal(t, []uint32{3, 2}, []uint32{found[0].First.Counter, found[0].Second.Counter})
+	require.Equal(t, []int{1, 2}, []int{found[0].First.Login, found[0].Second.Login})
+	require.Contains(t, found[0].String(), "went back between two logins")
+}
+
 // TestRecordFiresWhenASenderKeyGoesBack shows that a key is known by itself too: one member reads the first message and
 // another, who joined in between, the second with the same key.
 func TestRecordFiresWhenASenderKeyGoesBack(t *testing.T) {
