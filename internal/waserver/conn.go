@@ -43,6 +43,7 @@ type conn struct {
 	active   bool          // the client asked for its messages
 	deaf     bool          // what comes in goes into the record and nowhere else: as far as the client can tell it was lost
 	finished bool          // nothing but the end of the connection comes any more
+	ended    time.Time     // since when that is so
 
 	out struct {
 		sync.Mutex
@@ -256,7 +257,10 @@ func (c *conn) cutLocked() {
 
 // leaveLocked ends that the connection is its device's.
 func (c *conn) leaveLocked() {
-	c.finished, c.active = true, false
+	if !c.finished {
+		c.finished, c.ended = true, time.Now()
+	}
+	c.active = false
 	if c.device != nil && c.device.conn == c {
 		c.device.conn = nil
 	}

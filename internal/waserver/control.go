@@ -39,7 +39,7 @@ type Stats struct {
 	Acks            int            // acknowledgements of clients
 	Nacks           int            // of these, such with an error
 	PHashMismatches int            // messages of clients whose participant hash or list was not the server's
-	BadIdentities   int            // first messages of clients with a missing or wrong device identity
+	BadIdentities   int            // first messages and retry receipts of clients with a missing or wrong identity, all refused
 	Undeliverable   int            // ciphertexts of clients for devices that do not exist
 	UnknownIQs      map[string]int // queries that nothing answers, by namespace
 	UnknownNodes    map[string]int // nodes that nothing handles, by tag

@@ -248,7 +248,7 @@ func (d *Device) SpendPreKeys(left int) {
 	d.user.server.mu.Lock()
 	defer d.user.server.mu.Unlock()
 	if spent := len(d.keys.free) - left; spent > 0 {
-		d.keys.free = d.keys.free[spent:]
+		d.takePreKeysLocked(spent)
 	}
 	d.askForPreKeysLocked()
 }

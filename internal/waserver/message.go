@@ -32,7 +32,7 @@ func (s *Server) handleMessage(from *Device, c *conn, node *waBinary.Node) {
 		s.route(from, node, all)
 		return
 	}
-	s.recordMessage(from, c.login, node, all)
+	wrong := s.recordMessage(from, c.login, node, all)
 	s.mu.Lock()
 	f := s.faultLocked(FromClient, from, node)
 	s.mu.stats.Messages++
@@ -52,6 +52,8 @@ func (s *Server) handleMessage(from *Device, c *conn, node *waBinary.Node) {
 		return
 	case f != nil && f.Action == AnswerError:
 		ack = messageAck(node, waBinary.Attrs{"error": f.Code})
+	case wrong:
+		ack = messageAck(node, waBinary.Attrs{"error": refusedIdentity})
 	case resent:
 		ack = messageAck(node, nil)
 	default:
@@ -162,11 +164,14 @@ func (s *Server) route(from *Device, node *waBinary.Node, all []*part) waBinary.
 	return s.checkPHashLocked(from, to, group, node, all)
 }
 
+// refusedIdentity is the error of a message or receipt that names another identity than the one that was paired.
+const refusedIdentity = 401
+
 // recordMessage puts the ciphertexts of a client's message into the record, and looks at the identities in it: those inside
-// of first messages, and the signed one beside them.
-func (s *Server) recordMessage(from *Device, login int, node *waBinary.Node, all []*part) {
+// of first messages, and the signed one beside them. It reports whether one of them is not what was paired.
+func (s *Server) recordMessage(from *Device, login int, node *waBinary.Node, all []*part) (wrong bool) {
 	id, to := attrString(node, "id"), attrJID(node, "to")
-	first, wrong, added, nowhere := false, false, 0, 0
+	first, added, nowhere := false, 0, 0
 	for _, p := range all {
 		recipient := p.jid
 		switch {
@@ -206,6 +211,7 @@ func (s *Server) recordMessage(from *Device, login int, node *waBinary.Node, all
 	if direct && attrString(node, "category") != "peer" && (to.Server != types.GroupServer || !attrJID(node, "participant").IsEmpty()) {
 		s.mu.stats.RetryAnswers++
 	}
+	return wrong
 }
 
 const typePreKeyMessage = "pkmsg"

@@ -68,6 +68,10 @@ const (
 	ReusedChain Reuse = "sending chain"
 	// ReusedPreKey is the id of a one-time pre-key that was published with two different keys.
 	ReusedPreKey Reuse = "pre-key id"
+	// RepeatedPreKey is a one-time pre-key that was published again after somebody had got it.
+	RepeatedPreKey Reuse = "pre-key"
+	// ReusedSignedPreKey is the id of a signed pre-key that was published with two different keys.
+	ReusedSignedPreKey Reuse = "signed pre-key id"
 )
 
 // Finding is something that must not be.
@@ -80,10 +84,12 @@ type Finding struct {
 
 // String describes a finding.
 func (f Finding) String() string {
-	if f.Kind == ReusedPreKey {
+	switch f.Kind { //nolint:exhaustive // the others are used twice
+	case ReusedPreKey, ReusedSignedPreKey:
 		return fmt.Sprintf("%s %d of %s published with two keys", f.Kind, f.PreKey, f.Device)
-	}
-	if f.Kind == ReusedChain {
+	case RepeatedPreKey:
+		return fmt.Sprintf("%s %d of %s published again after somebody got it", f.Kind, f.PreKey, f.Device)
+	case ReusedChain:
 		return fmt.Sprintf("%s went back between two logins: %s; %s", f.Kind, f.First, f.Second)
 	}
 	return fmt.Sprintf("%s used twice: %s; %s", f.Kind, f.First, f.Second)
@@ -203,11 +209,11 @@ func (r *Record) read(e *Sent, used contact.Used, failure error) {
 	}
 }
 
-// preKeyTwice notes that a device published two pre-keys with one id.
-func (r *Record) preKeyTwice(device types.JID, id uint32) {
+// preKeyAgain notes that a device published the id of a pre-key again.
+func (r *Record) preKeyAgain(kind Reuse, device types.JID, id uint32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.mu.findings = append(r.mu.findings, Finding{Kind: ReusedPreKey, Device: device, PreKey: id})
+	r.mu.findings = append(r.mu.findings, Finding{Kind: kind, Device: device, PreKey: id})
 }
 
 // Reused is everything that was used twice or went back, and must not.

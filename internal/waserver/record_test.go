@@ -2,8 +2,11 @@ package waserver_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow"
+	"go.mau.fi/whatsmeow/types/events"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver/contact"
@@ -141,6 +144,59 @@ func TestRecordFiresWhenAPreKeyIsPublishedTwice(t *testing.T) {
 	found := b.server.Record().Reused()[0]
 	require.Equal(t, waserver.ReusedPreKey, found.Kind)
 	require.Contains(t, found.String(), "published with two keys")
+}
+
+// TestRecordFiresWhenAPreKeyIsPublishedAgain has a store forget that pre-keys were uploaded. Right after the upload that is what
+// becomes of every client that ends before it has the answer; later it is the store's fault.
+func TestRecordFiresWhenAPreKeyIsPublishedAgain(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	b.client.EnableAutoReconnect = false
+	uploads := b.server.Stats().PreKeysUploaded
+	uploaded := func() {
+		uploads += whatsmeow.WantedPreKeyCount
+		require.NoError(t, b.server.Wait(ctx, func() bool { return b.server.Stats().PreKeysUploaded == uploads }))
+	}
+	first := uploads + 1
+	forget := func() {
+		_, err := b.client.container.db.ExecContext(ctx, "UPDATE whatsmeow_pre_keys SET uploaded=false WHERE key_id>=?", first)
+		require.NoError(t, err)
+	}
+	b.device.SpendPreKeys(3)
+	uploaded()
+	b.device.Cut()
+	waitFor[*events.Disconnected](ctx, t, b.client)
+	b.device.SpendPreKeys(0)
+	forget()
+	require.NoError(t, b.client.Connect())
+	uploaded() // the same again
+	uploaded() // new ones: that none were left was also in the mailbox
+	require.Equal(t, whatsmeow.WantedPreKeyCount, b.server.Stats().PreKeysRepeated)
+	require.Empty(t, b.server.Record().Reused())
+
+	require.NoError(t, b.device.WaitConnected(ctx))
+	time.Sleep(1100 * time.Millisecond) // by now the client has taken note
+	forget()
+	b.device.SpendPreKeys(0)
+	uploaded()
+	found := b.server.Record().Reused()
+	require.Len(t, found, whatsmeow.WantedPreKeyCount)
+	require.Equal(t, waserver.RepeatedPreKey, found[0].Kind)
+	require.Contains(t, found[0].String(), "published again")
+}
+
+func TestRecordFiresWhenASignedPreKeyIsReplaced(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	b.client.Store.SignedPreKey = b.client.Store.IdentityKey.CreateSignedPreKey(b.client.Store.SignedPreKey.KeyID)
+	b.device.SpendPreKeys(3)
+	require.NoError(t, b.server.Wait(ctx, func() bool { return b.device.PreKeys() > 3 }))
+	found := b.server.Record().Reused()
+	require.Len(t, found, 1)
+	require.Equal(t, waserver.ReusedSignedPreKey, found[0].Kind)
+	require.Contains(t, found[0].String(), "published with two keys")
 }
 
 func TestRecordSeesWhatTheRecipientDerived(t *testing.T) {
