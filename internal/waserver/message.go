@@ -22,7 +22,7 @@ type part struct {
 	jid    types.JID
 	device *Device // nil if there is no such device
 	encs   []waBinary.Node
-	sent   *Sent
+	sent   []*Sent // the place of each in the record, nil for a message that no client sent
 }
 
 // handleMessage handles a message of a device, which has a connection if it is a client's.
@@ -185,7 +185,7 @@ func (s *Server) recordMessage(from *Device, login int, node *waBinary.Node, all
 		for _, enc := range p.encs {
 			body, _ := enc.Content.([]byte)
 			entry, isNew := s.record.add(from.LID(), recipient, login, id, attrString(&enc, "type"), body)
-			p.sent = entry
+			p.sent = append(p.sent, entry)
 			if isNew {
 				added++
 			}
@@ -226,7 +226,7 @@ type addressed struct {
 func (s *Server) stanzasLocked(from *Device, to types.JID, group *Group, node *waBinary.Node, all []*part) []*addressed {
 	var out []*addressed
 	byDevice := make(map[*Device]*addressed)
-	add := func(target *Device, encs []waBinary.Node, sent *Sent) {
+	add := func(target *Device, encs []waBinary.Node, sent []*Sent) {
 		st := byDevice[target]
 		if st == nil {
 			st = &addressed{target: target}
@@ -234,9 +234,7 @@ func (s *Server) stanzasLocked(from *Device, to types.JID, group *Group, node *w
 			byDevice[target] = st
 			out = append(out, st)
 		}
-		for range encs {
-			st.sent = append(st.sent, sent)
-		}
+		st.sent = append(st.sent, sent...)
 		st.node.Content = append(st.node.GetChildren(), encs...)
 	}
 	for _, p := range all {

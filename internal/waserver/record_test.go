@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.mau.fi/whatsmeow"
+	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/types/events"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
@@ -221,4 +222,38 @@ func TestRecordSeesWhatTheRecipientDerived(t *testing.T) {
 	}
 	require.Equal(t, []uint32{0, 1, 2}, counters)
 	require.Zero(t, b.server.Record().Behind())
+}
+
+// TestRecordHasEachCiphertextOfAMessage sends two to one device in one message, of which somebody has spoilt the second.
+func TestRecordHasEachCiphertextOfAMessage(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	friend := b.server.NewContact(waserver.ContactConfig{})
+	b.acquainted(ctx, t, friend)
+	before := len(b.server.Record().Sent())
+	internals := b.client.DangerousInternals() //nolint:staticcheck // deprecated to warn off bots; this is what it is for
+	var encs []waBinary.Node
+	for range 2 {
+		enc, _, err := internals.EncryptMessageForDevice(ctx, []byte{}, friend.LID(), nil, nil, nil)
+		require.NoError(t, err)
+		encs = append(encs, *enc)
+	}
+	spoilt := encs[1].Content.([]byte)
+	spoilt[len(spoilt)-1]++
+	require.NoError(t, internals.SendNode(ctx, waBinary.Node{
+		Tag: "message", Attrs: waBinary.Attrs{"id": b.client.GenerateMessageID(), "to": friend.LID(), "type": "text"},
+		Content: []waBinary.Node{{Tag: "participants", Content: []waBinary.Node{
+			{Tag: "to", Attrs: waBinary.Attrs{"jid": friend.LID()}, Content: encs},
+		}}},
+	}))
+	require.NoError(t, b.server.Wait(ctx, func() bool { return len(friend.Undecryptable()) == 1 }))
+	sent := b.server.Record().Sent()[before:]
+	require.Len(t, sent, 2)
+	require.Equal(t, []int{1, 0}, []int{sent[0].Read, sent[1].Read})
+	require.Empty(t, sent[0].Failures)
+	require.NotEmpty(t, sent[0].Used.CipherKey)
+	require.Len(t, sent[1].Failures, 1)
+	require.Equal(t, sent[0].Chain, sent[1].Chain, "the chain shows on the wire, whether or not somebody could read it")
+	require.Equal(t, sent[0].Counter+1, sent[1].Counter)
 }
