@@ -1,7 +1,9 @@
 package waserver
 
-// Receipts. A client's receipt for a message stands for the acknowledgement of it, except one that asks for the message
-// again (type retry), which is followed by an acknowledgement of its own. Every receipt is acknowledged by the server and
+// Receipts. A client's receipt that a message was delivered (of no type, inactive, or sender for one of the client's own user)
+// stands for the acknowledgement of it. Others do not: one that asks for the message again (type retry) is followed by an
+// acknowledgement of its own; that a message was read, or that a message of the phone was taken (peer_msg, hist_sync), is told
+// beside the delivery. Every receipt is acknowledged by the server and
 // passed on to the device that sent the message.
 
 import (
@@ -85,17 +87,10 @@ func (s *Server) receivedLocked(d *Device, node *waBinary.Node) bool {
 		s.mu.stats.RetryReceipts++
 		return s.retryKeysLocked(d, node)
 	}
-	if attrString(node, "type") == receiptServerError {
-		return true // it says something of the message's attachment
-	}
-	ids := map[string]bool{attrString(node, "id"): true}
-	list := node.GetChildByTag("list")
-	for _, item := range list.GetChildrenByTag("item") {
-		ids[attrString(&item, "id")] = true
-	}
-	for id := range ids {
+	switch types.ReceiptType(attrString(node, "type")) { //nolint:exhaustive // the others say something else of a message
+	case types.ReceiptTypeDelivered, types.ReceiptTypeInactive, types.ReceiptTypeSender:
 		d.takeLocked(true, func(n *waBinary.Node) bool {
-			return n.Tag == "message" && attrString(n, "id") == id && attrJID(n, "from") == to && attrJID(n, "participant") == participant
+			return n.Tag == "message" && attrString(n, "id") == attrString(node, "id") && attrJID(n, "from") == to && attrJID(n, "participant") == participant
 		})
 	}
 	return true
