@@ -33,6 +33,7 @@ type conn struct {
 	socket *websocket.Conn
 	rw     net.Conn
 	secret *handshaken
+	login  int // which login of the device it is, counted from 1; used by the reading goroutine
 	ctx    context.Context
 	cancel context.CancelFunc
 
@@ -42,6 +43,7 @@ type conn struct {
 	active   bool          // the client asked for its messages
 	deaf     bool          // what comes in goes into the record and nowhere else: as far as the client can tell it was lost
 	finished bool          // nothing but the end of the connection comes any more
+	ended    time.Time     // since when that is so
 
 	out struct {
 		sync.Mutex
@@ -161,14 +163,14 @@ func (c *conn) read() error {
 			c.handle(node)
 			c.server.happened()
 		case device != nil && node.Tag == "message":
-			c.server.overhear(device, node)
+			c.server.overhear(device, c.login, node)
 		}
 	}
 }
 
-// write sends what is in the queue until the connection ends.
+// write sends what is in the queue until the connection ends. When the client is gone nothing can be sent any more, but what it
+// sent before that may still wait to be read: its reader has a while for that.
 func (c *conn) write() {
-	defer c.cancel()
 	counter := uint32(0)
 	for {
 		select {
@@ -191,7 +193,7 @@ func (c *conn) write() {
 			}
 			if err != nil {
 				c.server.log.Debug("waserver: write failed", "error", err)
-				_ = c.socket.CloseNow()
+				_ = c.rw.SetReadDeadline(time.Now().Add(c.server.cfg.Grace))
 				return
 			}
 			counter++
@@ -255,7 +257,10 @@ func (c *conn) cutLocked() {
 
 // leaveLocked ends that the connection is its device's.
 func (c *conn) leaveLocked() {
-	c.finished, c.active = true, false
+	if !c.finished {
+		c.finished, c.ended = true, time.Now()
+	}
+	c.active = false
 	if c.device != nil && c.device.conn == c {
 		c.device.conn = nil
 	}

@@ -63,6 +63,7 @@ func (c *conn) loginLocked(payload *waWa6.ClientPayload) {
 	}
 	c.device, d.conn = d, c
 	d.logins++
+	c.login = d.logins
 	s.mu.stats.Logins++
 	s.happenedLocked()
 	c.send(waBinary.Node{Tag: "success", Attrs: waBinary.Attrs{

@@ -98,15 +98,7 @@ func TestImpostorIsRefused(t *testing.T) {
 	require.NoError(t, b.client.Connect())
 	waitFor[*events.LoggedOut](ctx, t, b.client)
 	require.Equal(t, 1, b.server.Stats().RefusedLogins)
-}
-
-func TestKeysOfAnotherIdentityAreRefused(t *testing.T) {
-	t.Parallel()
-	ctx := testContext(t)
-	b := setup(t)
-	b.client.Store.RegistrationID++
-	b.device.SpendPreKeys(3)
-	require.NoError(t, b.server.Wait(ctx, func() bool { return b.server.Stats().RefusedLogins == 1 }))
+	requireNoDevices(t, b.client)
 }
 
 func TestFailureThatIsNoLogout(t *testing.T) {

@@ -4,6 +4,7 @@ package waserver
 
 import (
 	"context"
+	"fmt"
 	"maps"
 )
 
@@ -39,7 +40,7 @@ type Stats struct {
 	Acks            int            // acknowledgements of clients
 	Nacks           int            // of these, such with an error
 	PHashMismatches int            // messages of clients whose participant hash or list was not the server's
-	BadIdentities   int            // first messages of clients with a missing or wrong device identity
+	BadIdentities   int            // first messages and retry receipts of clients with a missing or wrong identity, all refused
 	Undeliverable   int            // ciphertexts of clients for devices that do not exist
 	UnknownIQs      map[string]int // queries that nothing answers, by namespace
 	UnknownNodes    map[string]int // nodes that nothing handles, by tag
@@ -79,18 +80,35 @@ func (d *Device) WaitConnected(ctx context.Context) error {
 	return d.user.server.Wait(ctx, d.Connected)
 }
 
-// WaitIdle waits until the mailbox of every client that is connected is empty and no simulated phone has anything to do.
+// WaitIdle waits until every mailbox is empty, also that of a client that is away, and no simulated phone has anything to do. Its
+// error says what was still waited for.
 func (s *Server) WaitIdle(ctx context.Context) error {
-	return s.wait(ctx, func() bool {
-		for _, user := range s.mu.users {
-			for _, d := range user.devices {
-				if d.conn != nil && len(d.box) > 0 || d.greeting || d.phone != nil && d.phone.busy() {
-					return false
-				}
+	var busy string
+	err := s.wait(ctx, func() bool {
+		busy = s.busyLocked()
+		return busy == ""
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, busy)
+	}
+	return nil
+}
+
+// busyLocked says who has something to do, or nothing.
+func (s *Server) busyLocked() string {
+	for _, user := range s.mu.users {
+		for _, d := range user.devices {
+			switch {
+			case len(d.box) > 0 && d.conn == nil:
+				return fmt.Sprintf("%d stanzas for %s, which is not connected", len(d.box), d.LID())
+			case len(d.box) > 0:
+				return fmt.Sprintf("%d stanzas that %s has not acknowledged", len(d.box), d.LID())
+			case d.greeting, d.phone != nil && d.phone.busy():
+				return "the phone " + user.lid.String()
 			}
 		}
-		return true
-	})
+	}
+	return ""
 }
 
 // FailLogins lets the next logins fail with these reasons, one each: 503 for example, which a client tries again.

@@ -19,7 +19,7 @@
 //
 // There is a file for each duty, named after the client's file that it answers; each begins with how that duty works.
 // [Server.Inject] puts faults in place, [Server.Stats] counts, and [Server.Record] has every ciphertext that any client sent:
-// [Record.Reused] names message keys, counters and pre-key ids that were used twice. Contacts do real Signal on stores of
+// [Record.Reused] names message keys, counters and pre-keys that were used twice, and sending chains that went back. Contacts do real Signal on stores of
 // their own (package contact) and hold against a client what a phone would: they refuse another identity at an address that
 // they know, and a counter that they have seen.
 //
@@ -44,7 +44,7 @@
 //   - The client does not close the connection itself after <failure>, after 401 and after <conflict type="replaced">; it waits
 //     for the server to do it. It deletes its store while the connection is still open.
 //   - A login carries user, device and the static Noise key, nothing else of what was paired. Registration id and identity show
-//     only in uploads of pre-keys, in retry receipts and in first messages; that is where this server compares them.
+//     only in uploads of pre-keys, in retry receipts and in first messages; that is where this server compares them, and refuses them.
 //   - <success> must have t and lid; lid is the device's own JID, with its device number. Another one than is stored makes the
 //     client save its device again.
 //   - The client dispatches Connected only after the counts of pre-keys, perhaps an upload, and <active>. Nothing is delivered
@@ -76,6 +76,8 @@
 //   - Only a count below five in an encrypt notification makes the client upload, fifty at a time (812 the first time); within ten
 //     minutes of the last upload it asks the server for its count first.
 //   - Retry receipts publish one-time pre-keys of their own, which never were uploaded.
+//   - A client that ends between an upload and its own note of it uploads the same keys again, even if some were handed out.
+//   - An upload whose answer is cut off keeps the next login from uploading, and so from being connected, for five seconds.
 //
 // Messages and receipts:
 //

@@ -22,7 +22,7 @@ type part struct {
 	jid    types.JID
 	device *Device // nil if there is no such device
 	encs   []waBinary.Node
-	sent   *Sent
+	sent   []*Sent // the place of each in the record, nil for a message that no client sent
 }
 
 // handleMessage handles a message of a device, which has a connection if it is a client's.
@@ -32,7 +32,7 @@ func (s *Server) handleMessage(from *Device, c *conn, node *waBinary.Node) {
 		s.route(from, node, all)
 		return
 	}
-	s.recordMessage(from, node, all)
+	wrong := s.recordMessage(from, c.login, node, all)
 	s.mu.Lock()
 	f := s.faultLocked(FromClient, from, node)
 	s.mu.stats.Messages++
@@ -52,6 +52,8 @@ func (s *Server) handleMessage(from *Device, c *conn, node *waBinary.Node) {
 		return
 	case f != nil && f.Action == AnswerError:
 		ack = messageAck(node, waBinary.Attrs{"error": f.Code})
+	case wrong:
+		ack = messageAck(node, waBinary.Attrs{"error": refusedIdentity})
 	case resent:
 		ack = messageAck(node, nil)
 	default:
@@ -73,8 +75,8 @@ func (s *Server) handleMessage(from *Device, c *conn, node *waBinary.Node) {
 }
 
 // overhear notes what a client sent on a connection that is as good as gone.
-func (s *Server) overhear(from *Device, node *waBinary.Node) {
-	s.recordMessage(from, node, s.parts(node))
+func (s *Server) overhear(from *Device, login int, node *waBinary.Node) {
+	s.recordMessage(from, login, node, s.parts(node))
 }
 
 func messageAck(node *waBinary.Node, extra waBinary.Attrs) waBinary.Node {
@@ -162,11 +164,14 @@ func (s *Server) route(from *Device, node *waBinary.Node, all []*part) waBinary.
 	return s.checkPHashLocked(from, to, group, node, all)
 }
 
+// refusedIdentity is the error of a message or receipt that names another identity than the one that was paired.
+const refusedIdentity = 401
+
 // recordMessage puts the ciphertexts of a client's message into the record, and looks at the identities in it: those inside
-// of first messages, and the signed one beside them.
-func (s *Server) recordMessage(from *Device, node *waBinary.Node, all []*part) {
+// of first messages, and the signed one beside them. It reports whether one of them is not what was paired.
+func (s *Server) recordMessage(from *Device, login int, node *waBinary.Node, all []*part) (wrong bool) {
 	id, to := attrString(node, "id"), attrJID(node, "to")
-	first, wrong, added, nowhere := false, false, 0, 0
+	first, added, nowhere := false, 0, 0
 	for _, p := range all {
 		recipient := p.jid
 		switch {
@@ -179,8 +184,8 @@ func (s *Server) recordMessage(from *Device, node *waBinary.Node, all []*part) {
 		}
 		for _, enc := range p.encs {
 			body, _ := enc.Content.([]byte)
-			entry, isNew := s.record.add(from.LID(), recipient, id, attrString(&enc, "type"), body)
-			p.sent = entry
+			entry, isNew := s.record.add(from.LID(), recipient, login, id, attrString(&enc, "type"), body)
+			p.sent = append(p.sent, entry)
 			if isNew {
 				added++
 			}
@@ -206,6 +211,7 @@ func (s *Server) recordMessage(from *Device, node *waBinary.Node, all []*part) {
 	if direct && attrString(node, "category") != "peer" && (to.Server != types.GroupServer || !attrJID(node, "participant").IsEmpty()) {
 		s.mu.stats.RetryAnswers++
 	}
+	return wrong
 }
 
 const typePreKeyMessage = "pkmsg"
@@ -220,7 +226,7 @@ type addressed struct {
 func (s *Server) stanzasLocked(from *Device, to types.JID, group *Group, node *waBinary.Node, all []*part) []*addressed {
 	var out []*addressed
 	byDevice := make(map[*Device]*addressed)
-	add := func(target *Device, encs []waBinary.Node, sent *Sent) {
+	add := func(target *Device, encs []waBinary.Node, sent []*Sent) {
 		st := byDevice[target]
 		if st == nil {
 			st = &addressed{target: target}
@@ -228,9 +234,7 @@ func (s *Server) stanzasLocked(from *Device, to types.JID, group *Group, node *w
 			byDevice[target] = st
 			out = append(out, st)
 		}
-		for range encs {
-			st.sent = append(st.sent, sent)
-		}
+		st.sent = append(st.sent, sent...)
 		st.node.Content = append(st.node.GetChildren(), encs...)
 	}
 	for _, p := range all {

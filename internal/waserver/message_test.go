@@ -3,6 +3,7 @@ package waserver_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -118,6 +119,62 @@ func TestOfflineQueueAndRedelivery(t *testing.T) {
 	require.Equal(t, []string{"lost 0", "lost 1", "lost 2", "away 0", "away 1", "away 2"}, b.client.texts())
 	require.Equal(t, 3, b.server.Stats().Redelivered)
 	b.requireClean(t)
+}
+
+// TestOnlyDeliveryEndsRedelivery loses the receipts that say that messages were delivered. Others of the same messages say
+// something else.
+func TestOnlyDeliveryEndsRedelivery(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	friend := b.server.NewContact(waserver.ContactConfig{})
+	lost := b.server.Inject(waserver.Fault{
+		Direction: waserver.FromClient, Action: waserver.Lose, Times: 2,
+		Match: func(_ *waserver.Device, node *waBinary.Node) bool {
+			return node.Tag == "receipt" && (node.Attrs["type"] == "inactive" || node.Attrs["type"] == "sender")
+		},
+	})
+	id, err := friend.SendText(b.account.LID(), "hello")
+	require.NoError(t, err)
+	got := waitFor(ctx, t, b.client, text("hello"))
+	require.NoError(t, b.client.MarkRead(ctx, []types.MessageID{id}, time.Now(), got.Info.Chat, types.EmptyJID))
+	peer, err := b.account.SendPeer(b.device, &waE2E.Message{ProtocolMessage: &waE2E.ProtocolMessage{
+		Type: waE2E.ProtocolMessage_APP_STATE_SYNC_KEY_SHARE.Enum(),
+	}})
+	require.NoError(t, err)
+	require.NoError(t, b.server.Wait(ctx, func() bool {
+		return lost.Hits() == 2 &&
+			slices.Contains(friend.Receipts(), waserver.ReceiptSeen{Device: friend.LID(), From: b.device.LID(), ID: id, Type: "read"}) &&
+			slices.Contains(b.account.Receipts(), waserver.ReceiptSeen{Device: b.account.LID(), From: b.device.LID(), ID: peer, Type: "peer_msg"})
+	}))
+	_, waiting := b.device.Pending()
+	require.Equal(t, 2, waiting)
+
+	b.device.Cut()
+	require.NoError(t, b.server.WaitIdle(ctx))
+	require.Equal(t, 2, b.server.Stats().Redelivered)
+	require.Equal(t, []string{"hello"}, b.client.texts())
+	b.requireClean(t)
+}
+
+func TestWaitIdleWaitsForAClientThatIsAway(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	require.NoError(t, b.server.WaitIdle(ctx))
+	b.client.Disconnect()
+	require.NoError(t, b.server.Wait(ctx, func() bool { return !b.device.Connected() }))
+	require.NoError(t, b.server.WaitIdle(ctx), "nothing waits for it")
+	_, err := b.server.NewContact(waserver.ContactConfig{}).SendText(b.account.LID(), "hello")
+	require.NoError(t, err)
+	short, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	err = b.server.WaitIdle(short)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "1 stanzas for "+b.device.LID().String()+", which is not connected")
+	require.NoError(t, b.client.Connect())
+	require.NoError(t, b.server.WaitIdle(ctx))
+	require.Equal(t, []string{"hello"}, b.client.texts())
 }
 
 func TestFaultsOnTheWayIn(t *testing.T) {

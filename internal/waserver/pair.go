@@ -23,6 +23,7 @@ import (
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/proto/waAdv"
 	"go.mau.fi/whatsmeow/types"
+	"go.mau.fi/whatsmeow/types/events"
 	"go.mau.fi/whatsmeow/util/keys"
 	"google.golang.org/protobuf/proto"
 )
@@ -158,6 +159,9 @@ func (a *Account) pair(ctx context.Context, c *conn, secret []byte) (*Device, er
 	}
 	signed.DeviceSignature = confirmed.GetDeviceSignature()
 	if string(confirmed.GetDetails()) != string(signed.GetDetails()) || !validDeviceSignature(signed, d.keys.identity) {
+		s.mu.Lock()
+		c.dismissLocked(failure(int(events.ConnectFailureLoggedOut))) // the client believes that it is paired
+		s.mu.Unlock()
 		return nil, s.refusePairing("the client's signature of its device identity is wrong")
 	}
 	a.enter(d, c)

@@ -1,9 +1,13 @@
 package waserver_test
 
 import (
+	"context"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow"
+	"go.mau.fi/whatsmeow/types/events"
+	"go.mau.fi/whatsmeow/util/keys"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
@@ -34,4 +38,46 @@ func TestPairByQRAndTalk(t *testing.T) {
 	require.Empty(t, friend.Undecryptable())
 	require.Len(t, friend.Received(), 4, "the answer to the client reaches the friend's other device")
 	b.requireClean(t)
+}
+
+// shows connects a client that is not paired, and returns a QR code that it shows.
+func (c *testClient) shows(ctx context.Context, t *testing.T) string {
+	t.Helper()
+	require.NoError(t, c.Connect())
+	return waitFor[*events.QR](ctx, t, c).Codes[0]
+}
+
+// TestServerRefusesAWrongDeviceSignature has the client sign with a key that is not the private half of its identity.
+func TestServerRefusesAWrongDeviceSignature(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	server := newServer(t)
+	account, client := server.NewAccount(""), newClient(t, server)
+	client.Store.IdentityKey = &keys.KeyPair{Pub: client.Store.IdentityKey.Pub, Priv: keys.NewKeyPair().Priv}
+	_, err := account.Scan(ctx, client.shows(ctx, t))
+	require.ErrorIs(t, err, waserver.ErrPairing)
+	require.ErrorContains(t, err, "signature")
+	waitFor[*events.LoggedOut](ctx, t, client)
+	requireNoDevices(t, client)
+	require.Equal(t, 1, server.Stats().RefusedPairings)
+	require.Zero(t, server.Stats().Pairings)
+	require.Len(t, account.Devices(), 1, "the phone")
+}
+
+// TestClientRefusesAWrongAccountSignature changes the client's identity after it was shown: what the account signs is then not
+// what the client has.
+func TestClientRefusesAWrongAccountSignature(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	server := newServer(t)
+	account, client := server.NewAccount(""), newClient(t, server)
+	code := client.shows(ctx, t)
+	client.Store.IdentityKey = keys.NewKeyPair()
+	_, err := account.Scan(ctx, code)
+	require.ErrorIs(t, err, waserver.ErrPairing)
+	require.ErrorContains(t, err, "401 signature-mismatch")
+	require.ErrorIs(t, waitFor[*events.PairError](ctx, t, client).Error, whatsmeow.ErrPairInvalidDeviceSignature)
+	requireNoDevices(t, client)
+	require.Equal(t, 1, server.Stats().RefusedPairings)
+	require.Len(t, account.Devices(), 1, "the phone")
 }

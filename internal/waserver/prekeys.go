@@ -2,11 +2,14 @@ package waserver
 
 // Pre-keys of clients: the signed one, and one-time ones of which each is handed out once, in the order in which they were
 // uploaded. Everything a device ever published is remembered. An id that comes back with another public half is an error of
-// the client's store, and goes into the record; one that comes back as it was is an upload that was repeated, and changes
-// nothing.
+// the client's store, and goes into the record. One that comes back as it was changes nothing: it is an upload that was
+// repeated. But if somebody has got the key meanwhile, then the store forgot that it was uploaded, and a server that
+// believes it would give one key to two people. A client that ends before it could take note of the upload's answer is not to
+// blame for that.
 
 import (
 	"encoding/binary"
+	"time"
 
 	"go.mau.fi/libsignal/ecc"
 	waBinary "go.mau.fi/whatsmeow/binary"
@@ -33,27 +36,74 @@ type keyShelf struct {
 	identity       [32]byte
 	signed         preKey
 	free           []preKey
-	seen           map[uint32][32]byte
-	asked          bool // the device was asked for more since it last uploaded
+	published      map[uint32]*published
+	everSigned     map[uint32][32]byte // public halves of all signed pre-keys
+	asked          bool                // the device was asked for more since it last uploaded
+}
+
+// published is a one-time pre-key that a device published.
+type published struct {
+	public [32]byte
+	taken  bool  // somebody got it
+	on     *conn // the connection on which it came in last, nil for a retry receipt, which the client does not wait for
+	at     time.Time
+}
+
+// noted reports whether the client must have taken note that the key was published. Server.mu must be held.
+func (p *published) noted() bool {
+	const toNote = time.Second
+	switch {
+	case p.on == nil:
+		return true
+	case p.on.finished:
+		return p.on.ended.Sub(p.at) >= toNote
+	default:
+		return time.Since(p.at) >= toNote
+	}
 }
 
 func newKeyShelf(registrationID uint32, identity [32]byte, signed preKey) *keyShelf {
-	return &keyShelf{registrationID: registrationID, identity: identity, signed: signed, seen: make(map[uint32][32]byte)}
+	return &keyShelf{
+		registrationID: registrationID, identity: identity, signed: signed,
+		published: make(map[uint32]*published), everSigned: map[uint32][32]byte{signed.id: signed.public},
+	}
 }
 
-// publishLocked notes that a device published a one-time pre-key, and reports whether it is new.
-func (d *Device) publishLocked(key preKey) bool {
+// publishLocked notes that a device published a one-time pre-key, in an upload on a connection or in a retry receipt, and
+// reports whether it is new.
+func (d *Device) publishLocked(key preKey, on *conn) bool {
 	s := d.user.server
-	old, again := d.keys.seen[key.id]
-	if !again {
-		d.keys.seen[key.id] = key.public
+	old := d.keys.published[key.id]
+	if old == nil {
+		d.keys.published[key.id] = &published{key.public, on == nil, on, time.Now()}
 		return true
 	}
 	s.mu.stats.PreKeysRepeated++
-	if old != key.public {
-		s.record.preKeyTwice(d.LID(), key.id)
+	if old.public != key.public {
+		s.record.preKeyAgain(ReusedPreKey, d.LID(), key.id)
+	} else if old.taken && old.noted() {
+		s.record.preKeyAgain(RepeatedPreKey, d.LID(), key.id)
 	}
+	old.on, old.at = on, time.Now()
 	return false
+}
+
+// signLocked notes that a device published a signed pre-key.
+func (d *Device) signLocked(key preKey) {
+	if old, again := d.keys.everSigned[key.id]; again && old != key.public {
+		d.user.server.record.preKeyAgain(ReusedSignedPreKey, d.LID(), key.id)
+	}
+	d.keys.everSigned[key.id] = key.public
+}
+
+// takePreKeysLocked takes the oldest of a device's one-time pre-keys off the shelf, for whoever asked.
+func (d *Device) takePreKeysLocked(n int) []preKey {
+	taken := d.keys.free[:n]
+	d.keys.free = d.keys.free[n:]
+	for _, key := range taken {
+		d.keys.published[key.id].taken = true
+	}
+	return taken
 }
 
 // bundle hands out what is needed to begin a session with a device, or nil.
@@ -69,8 +119,7 @@ func (s *Server) bundle(d *Device) *contact.Bundle {
 	}
 	b := &contact.Bundle{RegistrationID: d.keys.registrationID, Identity: d.keys.identity, SignedPreKey: d.keys.signed.keyPair()}
 	if len(d.keys.free) > 0 {
-		b.PreKey = d.keys.free[0].keyPair()
-		d.keys.free = d.keys.free[1:]
+		b.PreKey = d.takePreKeysLocked(1)[0].keyPair()
 		s.mu.stats.PreKeysHandedOut++
 	}
 	d.askForPreKeysLocked()
@@ -180,10 +229,11 @@ func (s *Server) upload(q *query) *iqError {
 			return errBadRequest
 		}
 		s.mu.stats.PreKeysUploaded++
-		if q.device.publishLocked(key) {
+		if q.device.publishLocked(key, q.conn) {
 			shelf.free = append(shelf.free, key)
 		}
 	}
+	q.device.signLocked(signed)
 	shelf.signed, shelf.asked = signed, false
 	s.happenedLocked()
 	return nil

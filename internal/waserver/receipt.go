@@ -1,7 +1,9 @@
 package waserver
 
-// Receipts. A client's receipt for a message stands for the acknowledgement of it, except one that asks for the message
-// again (type retry), which is followed by an acknowledgement of its own. Every receipt is acknowledged by the server and
+// Receipts. A client's receipt that a message was delivered (of no type, inactive, or sender for one of the client's own user)
+// stands for the acknowledgement of it. Others do not: one that asks for the message again (type retry) is followed by an
+// acknowledgement of its own; that a message was read, or that a message of the phone was taken (peer_msg, hist_sync), is told
+// beside the delivery. Every receipt is acknowledged by the server and
 // passed on to the device that sent the message.
 
 import (
@@ -25,12 +27,16 @@ func (s *Server) handleReceipt(from *Device, c *conn, node *waBinary.Node) {
 				return
 			}
 		}
-		s.receivedLocked(from, node)
 		ack := waBinary.Node{Tag: "ack", Attrs: waBinary.Attrs{"class": "receipt", "id": node.Attrs["id"], "from": to, "t": unix()}}
 		for _, key := range []string{"type", "participant"} {
 			if value, ok := node.Attrs[key]; ok {
 				ack.Attrs[key] = value
 			}
+		}
+		if !s.receivedLocked(from, node) {
+			ack.Attrs["error"] = refusedIdentity
+			c.send(ack)
+			return
 		}
 		c.send(ack)
 	}
@@ -73,47 +79,41 @@ func (s *Server) receiversLocked(sender types.JID, typ string) []*Device {
 	}
 }
 
-// receivedLocked takes what a client's receipt stands for out of its mailbox.
-func (s *Server) receivedLocked(d *Device, node *waBinary.Node) {
+// receivedLocked takes what a client's receipt stands for out of its mailbox. It reports false for one that is refused.
+func (s *Server) receivedLocked(d *Device, node *waBinary.Node) bool {
 	s.mu.stats.Receipts++
 	to, participant := attrJID(node, "to"), attrJID(node, "participant")
 	if attrString(node, "type") == string(types.ReceiptTypeRetry) {
 		s.mu.stats.RetryReceipts++
-		s.retryKeysLocked(d, node)
-		return
+		return s.retryKeysLocked(d, node)
 	}
-	if attrString(node, "type") == receiptServerError {
-		return // it says something of the message's attachment
-	}
-	ids := map[string]bool{attrString(node, "id"): true}
-	list := node.GetChildByTag("list")
-	for _, item := range list.GetChildrenByTag("item") {
-		ids[attrString(&item, "id")] = true
-	}
-	for id := range ids {
-		d.takeLocked(func(n *waBinary.Node) bool {
-			return n.Tag == "message" && attrString(n, "id") == id && attrJID(n, "from") == to && attrJID(n, "participant") == participant
+	switch types.ReceiptType(attrString(node, "type")) { //nolint:exhaustive // the others say something else of a message
+	case types.ReceiptTypeDelivered, types.ReceiptTypeInactive, types.ReceiptTypeSender:
+		d.takeLocked(true, func(n *waBinary.Node) bool {
+			return n.Tag == "message" && attrString(n, "id") == attrString(node, "id") && attrJID(n, "from") == to && attrJID(n, "participant") == participant
 		})
 	}
+	return true
 }
 
-// retryKeysLocked looks at the keys in a retry receipt: they must be those of the device that was paired, and the one-time
-// pre-key counts as published.
-func (s *Server) retryKeysLocked(d *Device, node *waBinary.Node) {
+// retryKeysLocked looks at the keys in a retry receipt, and reports whether they are those of the device that was paired. The
+// one-time pre-key counts as published, and as handed out to whom the receipt is for.
+func (s *Server) retryKeysLocked(d *Device, node *waBinary.Node) bool {
 	registration := content(node, "registration")
-	if len(registration) != 4 || binary.BigEndian.Uint32(registration) != d.keys.registrationID {
+	keys, withKeys := node.GetOptionalChildByTag("keys")
+	if len(registration) != 4 || binary.BigEndian.Uint32(registration) != d.keys.registrationID ||
+		withKeys && string(content(&keys, "identity")) != string(d.keys.identity[:]) {
 		s.mu.stats.BadIdentities++
+		return false
 	}
-	if _, ok := node.GetOptionalChildByTag("keys"); !ok {
-		return
-	}
-	if string(content(node, "keys", "identity")) != string(d.keys.identity[:]) {
-		s.mu.stats.BadIdentities++
-	}
-	keyNode := node.GetChildByTag("keys", "key")
+	keyNode, signedNode := keys.GetChildByTag("key"), keys.GetChildByTag("skey")
 	if key, ok := parsePreKey(&keyNode); ok {
-		d.publishLocked(key)
+		d.publishLocked(key, nil)
 	}
+	if signed, ok := parsePreKey(&signedNode); ok {
+		d.signLocked(signed)
+	}
+	return true
 }
 
 // handlePresence takes the push name out of a presence.

@@ -7,13 +7,18 @@ package waserver
 // with one key, whether anybody could read them or not: whoever reads the first refuses the second. From those that were
 // read one knows the key and the IV themselves, so that a key that comes back on another chain shows too.
 //
-// A counter that comes after a higher one and is new itself is no reuse: the client encrypts answers to retry receipts
-// beside its other messages, and the wire may see them in another order. It is counted apart.
+// A counter that comes after a higher one of the same login and is new itself is no reuse: the client encrypts answers to
+// retry receipts beside its other messages, and the wire may see them in another order. It is counted apart. Below what an
+// earlier login used it is a chain that went back, whether or not the wire saw the counter before: what that login encrypted it
+// also wrote before it ended, and a new one must go on from there. The order is that of the logins and not that in which
+// the server came to read them, for it reads the rest of a lost connection beside the next one.
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +35,7 @@ var serializer = serialize.NewProtoBufSerializer()
 type Sent struct {
 	Time      time.Time
 	Sender    types.JID // the device, by LID
+	Login     int       // which login of the device it was, counted from 1
 	Recipient types.JID // the device, by LID, or a group
 	MessageID string
 	Type      string   // msg, pkmsg or skmsg
@@ -56,10 +62,16 @@ type Reuse string
 const (
 	// ReusedKey is a message key and IV that encrypted two different messages.
 	ReusedKey Reuse = "message key"
-	// ReusedCounter is a sending chain that went back: a counter with two different ciphertexts.
+	// ReusedCounter is a counter with two different ciphertexts on one sending chain.
 	ReusedCounter Reuse = "counter"
+	// ReusedChain is a sending chain on which a login began below what an earlier one had used.
+	ReusedChain Reuse = "sending chain"
 	// ReusedPreKey is the id of a one-time pre-key that was published with two different keys.
 	ReusedPreKey Reuse = "pre-key id"
+	// RepeatedPreKey is a one-time pre-key that was published again after somebody had got it.
+	RepeatedPreKey Reuse = "pre-key"
+	// ReusedSignedPreKey is the id of a signed pre-key that was published with two different keys.
+	ReusedSignedPreKey Reuse = "signed pre-key id"
 )
 
 // Finding is something that must not be.
@@ -72,8 +84,13 @@ type Finding struct {
 
 // String describes a finding.
 func (f Finding) String() string {
-	if f.Kind == ReusedPreKey {
+	switch f.Kind { //nolint:exhaustive // the others are used twice
+	case ReusedPreKey, ReusedSignedPreKey:
 		return fmt.Sprintf("%s %d of %s published with two keys", f.Kind, f.PreKey, f.Device)
+	case RepeatedPreKey:
+		return fmt.Sprintf("%s %d of %s published again after somebody got it", f.Kind, f.PreKey, f.Device)
+	case ReusedChain:
+		return fmt.Sprintf("%s went back between two logins: %s; %s", f.Kind, f.First, f.Second)
 	}
 	return fmt.Sprintf("%s used twice: %s; %s", f.Kind, f.First, f.Second)
 }
@@ -83,8 +100,9 @@ type Record struct {
 	mu struct {
 		sync.Mutex
 		sent     []*Sent
-		keys     map[string]*Sent // by key and IV
-		counters map[string]*Sent // by chain and counter
+		keys     map[string]*Sent   // by key and IV
+		counters map[string]*Sent   // by chain and counter
+		chains   map[string][]*Sent // those with a counter of their own
 		highest  map[string]uint32
 		behind   int
 		findings []Finding
@@ -95,14 +113,17 @@ func newRecord() *Record {
 	r := &Record{}
 	r.mu.keys = make(map[string]*Sent)
 	r.mu.counters = make(map[string]*Sent)
+	r.mu.chains = make(map[string][]*Sent)
 	r.mu.highest = make(map[string]uint32)
 	return r
 }
 
-// add notes a ciphertext that a client sent, and reports whether it is new: one that is sent again as it was has its place
-// already.
-func (r *Record) add(sender, recipient types.JID, id, typ string, body []byte) (entry *Sent, isNew bool) {
-	e := &Sent{Time: time.Now(), Sender: sender, Recipient: recipient, MessageID: id, Type: typ, Hash: sha256.Sum256(body)}
+// add notes a ciphertext that a client sent in one of its logins, and reports whether it is new: one that is sent again as it was
+// has its place already.
+func (r *Record) add(sender, recipient types.JID, login int, id, typ string, body []byte) (entry *Sent, isNew bool) {
+	e := &Sent{
+		Time: time.Now(), Sender: sender, Login: login, Recipient: recipient, MessageID: id, Type: typ, Hash: sha256.Sum256(body),
+	}
 	if err := e.parse(body); err != nil {
 		e.Failures = append(e.Failures, err.Error())
 	}
@@ -112,7 +133,9 @@ func (r *Record) add(sender, recipient types.JID, id, typ string, body []byte) (
 		place := string(binary.BigEndian.AppendUint32([]byte(e.Chain), e.Counter))
 		if first := r.mu.counters[place]; first == nil {
 			r.mu.counters[place] = e
+			r.mu.chains[e.Chain] = append(r.mu.chains[e.Chain], e)
 		} else if first.Hash == e.Hash {
+			first.Login = min(first.Login, login)
 			return first, false
 		} else {
 			r.mu.findings = append(r.mu.findings, Finding{Kind: ReusedCounter, First: first, Second: e, Device: sender})
@@ -186,18 +209,44 @@ func (r *Record) read(e *Sent, used contact.Used, failure error) {
 	}
 }
 
-// preKeyTwice notes that a device published two pre-keys with one id.
-func (r *Record) preKeyTwice(device types.JID, id uint32) {
+// preKeyAgain notes that a device published the id of a pre-key again.
+func (r *Record) preKeyAgain(kind Reuse, device types.JID, id uint32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.mu.findings = append(r.mu.findings, Finding{Kind: ReusedPreKey, Device: device, PreKey: id})
+	r.mu.findings = append(r.mu.findings, Finding{Kind: kind, Device: device, PreKey: id})
 }
 
-// Reused is everything that was used twice and must not be.
+// Reused is everything that was used twice or went back, and must not.
 func (r *Record) Reused() []Finding {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return append([]Finding(nil), r.mu.findings...)
+	found := slices.Clone(r.mu.findings)
+	for _, chain := range r.mu.chains {
+		found = append(found, wentBack(chain)...)
+	}
+	return found
+}
+
+// wentBack finds what was sent on a chain with a counter below one of an earlier login.
+func wentBack(chain []*Sent) (found []Finding) {
+	chain = slices.Clone(chain)
+	slices.SortStableFunc(chain, func(a, b *Sent) int {
+		return cmp.Or(cmp.Compare(a.Login, b.Login), cmp.Compare(a.Counter, b.Counter))
+	})
+	var before *Sent // the highest of the logins before
+	highest := chain[0]
+	for i, e := range chain {
+		if i > 0 && e.Login > chain[i-1].Login {
+			before = highest
+		}
+		if before != nil && e.Counter < before.Counter {
+			found = append(found, Finding{Kind: ReusedChain, First: before, Second: e, Device: e.Sender})
+		}
+		if e.Counter > highest.Counter {
+			highest = e
+		}
+	}
+	return found
 }
 
 // Behind is how many ciphertexts came with a counter below one that was seen on the same chain. Those whose counter is

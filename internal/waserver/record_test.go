@@ -2,8 +2,12 @@ package waserver_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow"
+	waBinary "go.mau.fi/whatsmeow/binary"
+	"go.mau.fi/whatsmeow/types/events"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver/contact"
@@ -44,6 +48,50 @@ func TestRecordFiresWhenASessionGoesBack(t *testing.T) {
 	b.client.say(ctx, t, friend.LID(), "four")
 	require.NoError(t, b.server.WaitIdle(ctx))
 	require.Len(t, b.server.Record().Reused(), 1, "the chain goes on where it was")
+}
+
+// TestRecordFiresWhenAChainGoesBackBetweenLogins has a client use counters that the wire never saw, but below one that it did
+// see. In one login the order is no matter.
+func TestRecordFiresWhenAChainGoesBackBetweenLogins(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	friend := b.server.NewContact(waserver.ContactConfig{})
+	b.client.say(ctx, t, friend.LID(), "counter 0")
+	address := friend.LID().SignalAddress().String()
+	sessions := [][]byte{}
+	keep := func() {
+		session, err := b.client.Store.Sessions.GetSession(ctx, address)
+		require.NoError(t, err)
+		sessions = append(sessions, session)
+	}
+	keep()
+	for range 2 { // counters 1 and 2 are encrypted and go nowhere
+		//nolint:staticcheck // deprecated to warn off bots; this is what it is for
+		_, _, err := b.client.DangerousInternals().EncryptMessageForDevice(ctx, []byte("lost"), friend.LID(), nil, nil, nil)
+		require.NoError(t, err)
+	}
+	b.client.say(ctx, t, friend.LID(), "counter 3")
+	keep()
+
+	require.NoError(t, b.client.Store.Sessions.PutSession(ctx, address, sessions[0]))
+	b.client.say(ctx, t, friend.LID(), "counter 1")
+	require.Empty(t, b.server.Record().Reused())
+	require.Equal(t, 1, b.server.Record().Behind())
+
+	b.client.Disconnect()
+	require.NoError(t, b.client.Connect())
+	require.NoError(t, b.server.Wait(ctx, func() bool { return b.device.Logins() == 2 && b.device.Connected() }))
+	b.client.say(ctx, t, friend.LID(), "counter 2")
+	require.NoError(t, b.client.Store.Sessions.PutSession(ctx, address, sessions[1]))
+	b.client.say(ctx, t, friend.LID(), "counter 4")
+	found := b.server.Record().Reused()
+	require.Len(t, found, 1)
+	require.Equal(t, waserver.ReusedChain, found[0].Kind)
+	require.Equal(t, b.device.LID(), found[0].Device)
+	require.Equal(t, []uint32{3, 2}, []uint32{found[0].First.Counter, found[0].Second.Counter})
+	require.Equal(t, []int{1, 2}, []int{found[0].First.Login, found[0].Second.Login})
+	require.Contains(t, found[0].String(), "went back between two logins")
 }
 
 // TestRecordFiresWhenASenderKeyGoesBack shows that a key is known by itself too: one member reads the first message and
@@ -99,6 +147,59 @@ func TestRecordFiresWhenAPreKeyIsPublishedTwice(t *testing.T) {
 	require.Contains(t, found.String(), "published with two keys")
 }
 
+// TestRecordFiresWhenAPreKeyIsPublishedAgain has a store forget that pre-keys were uploaded. Right after the upload that is what
+// becomes of every client that ends before it has the answer; later it is the store's fault.
+func TestRecordFiresWhenAPreKeyIsPublishedAgain(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	b.client.EnableAutoReconnect = false
+	uploads := b.server.Stats().PreKeysUploaded
+	uploaded := func() {
+		uploads += whatsmeow.WantedPreKeyCount
+		require.NoError(t, b.server.Wait(ctx, func() bool { return b.server.Stats().PreKeysUploaded == uploads }))
+	}
+	first := uploads + 1
+	forget := func() {
+		_, err := b.client.container.db.ExecContext(ctx, "UPDATE whatsmeow_pre_keys SET uploaded=false WHERE key_id>=?", first)
+		require.NoError(t, err)
+	}
+	b.device.SpendPreKeys(3)
+	uploaded()
+	b.device.Cut()
+	waitFor[*events.Disconnected](ctx, t, b.client)
+	b.device.SpendPreKeys(0)
+	forget()
+	require.NoError(t, b.client.Connect())
+	uploaded() // the same again
+	uploaded() // new ones: that none were left was also in the mailbox
+	require.Equal(t, whatsmeow.WantedPreKeyCount, b.server.Stats().PreKeysRepeated)
+	require.Empty(t, b.server.Record().Reused())
+
+	require.NoError(t, b.device.WaitConnected(ctx))
+	time.Sleep(1100 * time.Millisecond) // by now the client has taken note
+	forget()
+	b.device.SpendPreKeys(0)
+	uploaded()
+	found := b.server.Record().Reused()
+	require.Len(t, found, whatsmeow.WantedPreKeyCount)
+	require.Equal(t, waserver.RepeatedPreKey, found[0].Kind)
+	require.Contains(t, found[0].String(), "published again")
+}
+
+func TestRecordFiresWhenASignedPreKeyIsReplaced(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	b.client.Store.SignedPreKey = b.client.Store.IdentityKey.CreateSignedPreKey(b.client.Store.SignedPreKey.KeyID)
+	b.device.SpendPreKeys(3)
+	require.NoError(t, b.server.Wait(ctx, func() bool { return b.device.PreKeys() > 3 }))
+	found := b.server.Record().Reused()
+	require.Len(t, found, 1)
+	require.Equal(t, waserver.ReusedSignedPreKey, found[0].Kind)
+	require.Contains(t, found[0].String(), "published with two keys")
+}
+
 func TestRecordSeesWhatTheRecipientDerived(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
@@ -121,4 +222,38 @@ func TestRecordSeesWhatTheRecipientDerived(t *testing.T) {
 	}
 	require.Equal(t, []uint32{0, 1, 2}, counters)
 	require.Zero(t, b.server.Record().Behind())
+}
+
+// TestRecordHasEachCiphertextOfAMessage sends two to one device in one message, of which somebody has spoilt the second.
+func TestRecordHasEachCiphertextOfAMessage(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	friend := b.server.NewContact(waserver.ContactConfig{})
+	b.acquainted(ctx, t, friend)
+	before := len(b.server.Record().Sent())
+	internals := b.client.DangerousInternals() //nolint:staticcheck // deprecated to warn off bots; this is what it is for
+	var encs []waBinary.Node
+	for range 2 {
+		enc, _, err := internals.EncryptMessageForDevice(ctx, []byte{}, friend.LID(), nil, nil, nil)
+		require.NoError(t, err)
+		encs = append(encs, *enc)
+	}
+	spoilt := encs[1].Content.([]byte)
+	spoilt[len(spoilt)-1]++
+	require.NoError(t, internals.SendNode(ctx, waBinary.Node{
+		Tag: "message", Attrs: waBinary.Attrs{"id": b.client.GenerateMessageID(), "to": friend.LID(), "type": "text"},
+		Content: []waBinary.Node{{Tag: "participants", Content: []waBinary.Node{
+			{Tag: "to", Attrs: waBinary.Attrs{"jid": friend.LID()}, Content: encs},
+		}}},
+	}))
+	require.NoError(t, b.server.Wait(ctx, func() bool { return len(friend.Undecryptable()) == 1 }))
+	sent := b.server.Record().Sent()[before:]
+	require.Len(t, sent, 2)
+	require.Equal(t, []int{1, 0}, []int{sent[0].Read, sent[1].Read})
+	require.Empty(t, sent[0].Failures)
+	require.NotEmpty(t, sent[0].Used.CipherKey)
+	require.Len(t, sent[1].Failures, 1)
+	require.Equal(t, sent[0].Chain, sent[1].Chain, "the chain shows on the wire, whether or not somebody could read it")
+	require.Equal(t, sent[0].Counter+1, sent[1].Counter)
 }
