@@ -97,6 +97,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 			t.Parallel()
 			rng := random(t)
 			l := paired(t, c.backend, func(s *settings) { s.Answer, s.RetryStore = true, true }, c.set)
+			l.troubles = []string{noConnection} // it is told to write before it has logged in
 			l.quit()
 			k := &killing{life: l, rng: rng, sent: make(map[string]*waserver.Contact)}
 			missing := 0

@@ -69,8 +69,9 @@ type life struct {
 	account *waserver.Account
 	device  *waserver.Device // once paired
 
-	started int // children
-	seen    struct {
+	started  int      // children
+	troubles []string // causes that the test gives the child's sends to fail for a while
+	seen     struct {
 		sync.Mutex
 		events  []event
 		from    int // where await begins
@@ -92,6 +93,7 @@ func newLifeOn(t testing.TB, b backend, dsn string, edit ...func(*settings)) *li
 	l := &life{t: t, ctx: ctx, backend: b, dsn: dsn}
 	l.db = newDatabase(t, b, l.dsn)
 	l.seen.changed = make(chan struct{})
+	t.Cleanup(l.requireNoTrouble)
 	var err error
 	l.server, err = waserver.New(waserver.Config{Grace: 300 * time.Millisecond})
 	require.NoError(t, err)
@@ -283,6 +285,20 @@ func (l *life) requireOnePairing() {
 	require.Zero(l.t, stats.RefusedLogins, "refused logins")
 	require.Zero(l.t, stats.BadIdentities, "bad identities")
 	require.Empty(l.t, stats.UnknownNodes)
+}
+
+// requireNoTrouble requires that on pgstore no send failed, unless the test gave cause to. It says how many did, for which cause.
+func (l *life) requireNoTrouble() {
+	causes := make(map[string]int)
+	for _, e := range l.events(ofKind(saidTrouble)) {
+		causes[e.Cause]++
+		if l.backend.ours && !slices.Contains(l.troubles, e.Cause) {
+			l.t.Errorf("child %d could not send %q: %s", e.Process, e.Text, e.Error)
+		}
+	}
+	if len(causes) > 0 {
+		l.t.Logf("sends that failed, by cause: %v", causes)
+	}
 }
 
 // requireNothingReused requires on pgstore that no key was used twice. On sqlstore it says how many were, apart from pre-keys, whose

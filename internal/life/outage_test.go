@@ -18,6 +18,7 @@ import (
 // badDay is what happens.
 type badDay struct {
 	name    string
+	trouble string                     // for the client's sends
 	restart func(*pgtest.Container)    // to a server of its own
 	network func(*life, *pgtest.Proxy) // between the client and the server
 }
@@ -37,7 +38,7 @@ var badDays = []badDay{
 		p.Heal()
 		p.Up()
 	}},
-	{name: "connections cut", network: func(l *life, p *pgtest.Proxy) {
+	{name: "connections cut", trouble: noConnection, network: func(l *life, p *pgtest.Proxy) {
 		for range 5 {
 			time.Sleep(*awayFlag / 10)
 			p.Down()
@@ -76,6 +77,7 @@ func live(t *testing.T, b backend, day badDay) {
 		l.set.DSN = proxy.DSN
 		happen = func() { day.network(l, proxy) }
 	}
+	l.troubles = []string{day.trouble}
 	l.start()
 	l.pair()
 	k := &talking{life: l, in: make(map[string]*waserver.Contact), out: make(map[string]*waserver.Contact)}
