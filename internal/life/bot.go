@@ -5,6 +5,8 @@ package life
 import (
 	"errors"
 	"fmt"
+	"net"
+	"strings"
 	"time"
 
 	"go.mau.fi/whatsmeow"
@@ -78,7 +80,8 @@ func causeOf(err error) string {
 	switch {
 	case errors.Is(err, pgstore.ErrMessageKeyUsed):
 		return keyUsed
-	case errors.Is(err, whatsmeow.ErrNotConnected), errors.As(err, &disconnected), errors.Is(err, socket.ErrSocketClosed):
+	case errors.Is(err, whatsmeow.ErrNotConnected), errors.As(err, &disconnected), errors.Is(err, socket.ErrSocketClosed),
+		errors.Is(err, net.ErrClosed), strings.HasPrefix(err.Error(), "failed to send message node: "): // whatever writing to it says
 		return noConnection
 	default:
 		return ""

@@ -119,15 +119,11 @@ func (k *killing) comeBack() {
 	k.t.Helper()
 	k.start()
 	k.await(ofKind(saidConnected))
-	require.NoError(k.t, k.server.Wait(k.ctx, func() bool {
-		stanzas, _ := k.device.Pending()
-		return stanzas == 0
-	}))
-	require.NoError(k.t, k.server.WaitIdle(k.ctx))
+	k.settle()
 	for _, friend := range k.friends { // everybody can still talk to the client
 		k.talk(friend, "at last")
 	}
-	require.NoError(k.t, k.server.WaitIdle(k.ctx))
+	k.settle()
 }
 
 // check holds the store against what it promises, and says what happened where it promises nothing.

@@ -269,6 +269,19 @@ func (l *life) talk(with *waserver.Contact, text string) {
 	l.heard(with, "out: "+text)
 }
 
+// settle waits until the client is logged in and has acknowledged everything, and nothing is on its way.
+func (l *life) settle() {
+	l.t.Helper()
+	settled := func() bool {
+		stanzas, _ := l.device.Pending()
+		return stanzas == 0 && l.device.Connected()
+	}
+	for again := true; again; again = !settled() { // what the contacts had to do may have come to the client meanwhile
+		require.NoError(l.t, l.server.Wait(l.ctx, settled))
+		require.NoError(l.t, l.server.WaitIdle(l.ctx))
+	}
+}
+
 // random is what a test draws from. The seed is logged.
 func random(t testing.TB) *rand.Rand {
 	seed := cmp.Or(*seedFlag, rand.Uint64())

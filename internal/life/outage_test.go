@@ -94,7 +94,7 @@ func live(t *testing.T, b backend, day badDay) {
 	}()
 	meanwhile := k.talkUntil(over)
 	after := k.talkUntil(time.After(500 * time.Millisecond))
-	k.settle(before, meanwhile, after)
+	k.check(before, meanwhile, after)
 }
 
 // talking is a client that answers and writes, and how long it takes for that.
@@ -132,8 +132,8 @@ func (k *talking) talkUntil(over <-chan time.Time) (own []sending) {
 	}
 }
 
-// settle waits until all is quiet, and holds the store against what it promises.
-func (k *talking) settle(phases ...[]sending) {
+// check waits until all is quiet, and holds the store against what it promises.
+func (k *talking) check(phases ...[]sending) {
 	k.t.Helper()
 	latency := ""
 	for i, name := range []string{"before", "meanwhile", "after"} {
@@ -150,11 +150,7 @@ func (k *talking) settle(phases ...[]sending) {
 		slices.Sort(took)
 		latency += fmt.Sprintf("; %s %d sends took %v at the median and %v at the most", name, len(took), took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
 	}
-	require.NoError(k.t, k.server.Wait(k.ctx, func() bool {
-		stanzas, _ := k.device.Pending()
-		return stanzas == 0 && k.device.Connected()
-	}))
-	require.NoError(k.t, k.server.WaitIdle(k.ctx))
+	k.settle()
 	handled := k.handled()
 	lost, unanswered, unread := 0, 0, 0
 	for text, friend := range k.in {

@@ -32,11 +32,7 @@ func TestAMessageIsSentAgainAfterARestartIfItWasStored(t *testing.T) {
 				asked.Release()
 				l.start()
 				l.await(ofKind(saidConnected))
-				require.NoError(t, l.server.Wait(l.ctx, func() bool {
-					stanzas, _ := l.device.Pending()
-					return stanzas == 0
-				}))
-				require.NoError(t, l.server.WaitIdle(l.ctx))
+				l.settle()
 				require.Equal(t, stored, answered(friend, "cannot be read"))
 				l.talk(friend, "hello again")
 				l.requireOnePairing()
