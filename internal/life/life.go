@@ -19,6 +19,7 @@ import (
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
 var (
@@ -104,6 +105,20 @@ func newLifeOn(t testing.TB, b backend, dsn string, edit ...func(*settings)) *li
 		change(&l.set)
 	}
 	return l
+}
+
+// open opens another container on the database.
+func (l *life) open() container {
+	l.t.Helper()
+	var c container
+	var err error
+	if l.backend.ours {
+		c, err = pgstore.New(l.ctx, l.dsn, nil)
+	} else {
+		c, err = openSqlstore(l.ctx, l.dsn, nil, nil)
+	}
+	require.NoError(l.t, err)
+	return c
 }
 
 // start starts a child, which is the one that lives from now on.

@@ -7,7 +7,6 @@ import (
 	"go.mau.fi/whatsmeow/store"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
-	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
 // At the moment at which a client is told that it is paired it is sent to a new connection. Whoever looks at the database then
@@ -37,14 +36,7 @@ func TestTheConnectionAfterThePairingFindsWhatWasSaved(t *testing.T) {
 // seenByOthers is the device as another container lists it, which takes nothing.
 func (l *life) seenByOthers() *store.Device {
 	l.t.Helper()
-	var c container
-	var err error
-	if l.backend.ours {
-		c, err = pgstore.New(l.ctx, l.dsn, nil)
-	} else {
-		c, err = openSqlstore(l.ctx, l.dsn, nil, nil)
-	}
-	require.NoError(l.t, err)
+	c := l.open()
 	defer func() { require.NoError(l.t, c.Close()) }()
 	devices, err := c.GetAllDevices(l.ctx)
 	require.NoError(l.t, err)
