@@ -32,6 +32,8 @@ type Device struct {
 	greeting bool                          // its phone has not yet sent all that a new client gets
 	fetched  map[client.WAPatchName]uint64 // the version of each collection of app state that it was given
 	resends  map[string][32]byte           // hash of the last message with an id, to know it when it is sent again
+
+	acknowledged []Acknowledged
 }
 
 // stanza is something on its way to a device.
@@ -155,11 +157,14 @@ func (d *Device) flushLocked() {
 	c.send(ib("offline", waBinary.Attrs{"count": len(waiting)}))
 }
 
-// takeLocked takes the oldest stanza away that was sent and fits.
-func (d *Device) takeLocked(fits func(*waBinary.Node) bool) {
+// takeLocked takes the oldest stanza away that was sent and fits, for an acknowledgement which says that it was read or not.
+func (d *Device) takeLocked(read bool, fits func(*waBinary.Node) bool) {
 	for i, st := range d.box {
 		if st.on != nil && fits(&st.node) {
 			d.box = append(d.box[:i:i], d.box[i+1:]...)
+			if st.node.Tag == "message" {
+				d.acknowledgeLocked(&st.node, read)
+			}
 			d.user.server.happenedLocked()
 			return
 		}
@@ -185,7 +190,7 @@ func (s *Server) handleAck(d *Device, node *waBinary.Node) {
 		s.log.Warn("waserver: client refused a stanza", "class", class, "error", code)
 	}
 	s.mu.stats.Acks++
-	d.takeLocked(func(n *waBinary.Node) bool {
+	d.takeLocked(false, func(n *waBinary.Node) bool {
 		return n.Tag == class && attrString(n, "id") == id && attrJID(n, "from") == to && attrJID(n, "participant") == participant &&
 			(class != "receipt" || attrString(n, "type") == attrString(node, "type"))
 	})

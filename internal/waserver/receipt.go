@@ -91,7 +91,7 @@ func (s *Server) receivedLocked(d *Device, node *waBinary.Node) {
 		ids[attrString(&item, "id")] = true
 	}
 	for id := range ids {
-		d.takeLocked(func(n *waBinary.Node) bool {
+		d.takeLocked(true, func(n *waBinary.Node) bool {
 			return n.Tag == "message" && attrString(n, "id") == id && attrJID(n, "from") == to && attrJID(n, "participant") == participant
 		})
 	}
