@@ -88,6 +88,15 @@ func (d *database) count(kind string) int {
 	return d.number("SELECT count(*) FROM " + sqlstoreTables[kind])
 }
 
+// buffered are the keys of the event buffer.
+func (d *database) buffered() map[string]int {
+	d.t.Helper()
+	if d.backend.ours {
+		return d.texts(`SELECT key_id FROM whatsmeow.auth_keys WHERE key_type = 'buffered_event'`)
+	}
+	return d.texts(`SELECT rtrim(translate(encode(ciphertext_hash, 'base64'), '+/', '-_'), '=') FROM whatsmeow_event_buffer`)
+}
+
 // about is how many sessions or identities of an address there are.
 func (d *database) about(kind, address string) int {
 	d.t.Helper()

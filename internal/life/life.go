@@ -262,9 +262,11 @@ func (l *life) hello(from *waserver.Contact, text string) {
 	l.await(message(text))
 }
 
-// answered reports whether the contact's phone has got a text.
-func answered(who *waserver.Contact, text string) bool {
-	return slices.ContainsFunc(who.Received(), func(r waserver.Received) bool { return r.Text == text && r.Device.Device == 0 })
+// got reports whether the phones of all these people have got a text.
+func got(people []*waserver.Contact, text string) bool {
+	return !slices.ContainsFunc(people, func(who *waserver.Contact) bool {
+		return !slices.ContainsFunc(who.Received(), func(r waserver.Received) bool { return r.Text == text && r.Device.Device == 0 })
+	})
 }
 
 // heard waits until the contact has got a text on all its devices.

@@ -33,7 +33,7 @@ func TestAMessageIsSentAgainAfterARestartIfItWasStored(t *testing.T) {
 				l.start()
 				l.await(ofKind(saidConnected))
 				l.settle()
-				require.Equal(t, stored, answered(friend, "cannot be read"))
+				require.Equal(t, stored, got([]*waserver.Contact{friend}, "cannot be read"))
 				l.talk(friend, "hello again")
 				l.requireOnePairing()
 				l.requireNothingReused()
