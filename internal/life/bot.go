@@ -3,6 +3,7 @@ package life
 // What the child's client sees and does.
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -25,8 +26,9 @@ func (b *bot) handle(e any) {
 	switch e := e.(type) {
 	case *events.QR:
 		c.say(event{Kind: saidQR, Text: e.Codes[0]})
-	case *events.PairSuccess:
-		c.say(event{Kind: saidPaired, Sender: e.ID})
+	case *events.PairSuccess: // it has been saved
+		value, _ := json.Marshal(saved(b.Store))
+		c.say(event{Kind: saidPaired, Value: value})
 	case *events.Connected:
 		c.say(event{Kind: saidConnected})
 	case *events.Message:

@@ -62,7 +62,7 @@ type event struct {
 
 	Command int             `json:",omitempty"` // done: which
 	Error   string          `json:",omitempty"` // done, trouble
-	Value   json.RawMessage `json:",omitempty"` // done: the answer
+	Value   json.RawMessage `json:",omitempty"` // done: the answer; paired: what the device has saved
 
 	Cause    string    `json:",omitempty"` // trouble: why, if it may pass
 	Text     string    `json:",omitempty"`
