@@ -117,7 +117,7 @@ func TestP3P4P5KilledAgainAndAgain(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			rng := random(t)
-			l := paired(t, c.backend, func(s *settings) { s.Answer, s.RetryStore = true, true }, c.set)
+			l := paired(t, c.backend, func(s *settings) { s.Answer = true }, c.set)
 			l.troubles = []string{noConnection} // it is told to write before it has logged in
 			l.quit()
 			k := newKilling(l, rng)

@@ -100,7 +100,7 @@ func newLifeOn(t testing.TB, b backend, dsn string, edit ...func(*settings)) *li
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.server.Close()) })
 	l.account = l.server.NewAccount("")
-	l.set = settings{Endpoint: l.server.Endpoint(), DSN: l.dsn, Ours: b.ours, Buffer: true, Synchronous: true, Durable: true}
+	l.set = settings{Endpoint: l.server.Endpoint(), DSN: l.dsn, Ours: b.ours, Buffer: true, Synchronous: true, RetryStore: true, Durable: true}
 	for _, change := range edit {
 		change(&l.set)
 	}
@@ -315,6 +315,7 @@ func (l *life) requireOnePairing() {
 	require.Zero(l.t, stats.RefusedLogins, "refused logins")
 	require.Zero(l.t, stats.BadIdentities, "bad identities")
 	require.Empty(l.t, stats.UnknownNodes)
+	require.Empty(l.t, stats.UnknownIQs)
 }
 
 // requireNoTrouble requires that on pgstore no send failed, unless the test gave cause to. It says how many did, for which cause.

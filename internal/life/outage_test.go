@@ -66,7 +66,7 @@ func TestP7GoesOnThroughBadDaysOfTheDatabase(t *testing.T) {
 func live(t *testing.T, b backend, day badDay) {
 	var l *life
 	var happen func()
-	set := func(s *settings) { s.Answer, s.RetryStore = true, true }
+	set := func(s *settings) { s.Answer = true }
 	if day.restart != nil {
 		server := pgtest.NewContainer(t)
 		l = newLifeOn(t, b, server.DSN, set)

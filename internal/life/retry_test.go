@@ -12,7 +12,7 @@ import (
 
 // A contact that cannot read a message asks for it again, and the client is killed before it hears of it. The one that is started
 // next knows what was sent only if it was stored.
-func TestAMessageIsSentAgainAfterARestartIfItWasStored(t *testing.T) {
+func TestP3AMessageIsSentAgainAfterARestartIfItWasStored(t *testing.T) {
 	t.Parallel()
 	for _, stored := range []bool{true, false} {
 		for _, b := range []backend{onPgstore, onSqlstore} {
