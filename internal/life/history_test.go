@@ -29,9 +29,11 @@ func TestP3P7HistoryOfABusyAccountIsStored(t *testing.T) {
 			})
 		}
 	})
-	ours, _ := statements.Load(onPgstore)
-	theirs, _ := statements.Load(onSqlstore)
-	require.Less(t, ours, theirs, "statements")
+	ours, ran := statements.Load(onPgstore)
+	theirs, ranToo := statements.Load(onSqlstore)
+	if ran && ranToo { // -run may leave one of them out
+		require.Less(t, ours, theirs, "statements")
+	}
 }
 
 // storeHistory sends a client a history, and says how many statements it took to store it.
