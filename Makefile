@@ -7,8 +7,10 @@ help: ## show this list
 test: ## all tests, in their short form
 	go test -race ./...
 
-long: ## the long form: random sequences against sqlstore
+long: ## the long forms: random sequences against sqlstore, whole lives with 100 kills, 100,000 sends
 	go test ./internal/storetest -run Differential -differential.seeds=10 -differential.steps=10000 -timeout 60m
+	go test -race ./internal/life -life.rounds=100 -life.away=30s -life.history=20000 -timeout 60m
+	go test -race ./pgstore -run TestP4SendingAndReceiving -race.sends=100000 -timeout 60m
 
 bench: ## benchmarks against sqlstore and maps; compare two runs with benchstat
 	go test ./pgstore -run '^$$' -bench . -count 5

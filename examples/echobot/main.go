@@ -49,7 +49,7 @@ func main() {
 
 // bot runs until the context ends or its pairing fails. Connect is client.ConnectContext, except in the demo.
 func bot(ctx context.Context, dsn string, logger waLog.Logger, connect func(*whatsmeow.Client, context.Context) error) (err error) {
-	store, err := pgstore.New(ctx, dsn, logger)
+	store, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn, Log: logger, DurableAcks: true})
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,9 @@ func bot(ctx context.Context, dsn string, logger waLog.Logger, connect func(*wha
 		return err
 	}
 	client := whatsmeow.NewClient(device, logger)
-	client.EnableDecryptedEventBuffer = true // a crash between decryption and handler loses no message
+	client.EnableDecryptedEventBuffer = true // with DurableAcks: no message whose handler returned is lost
+	client.SynchronousAck = true             // nothing is acknowledged before its handler has returned
+	client.UseRetryMessageStore = true       // who could not read an answer may ask for it again, after a restart too
 	client.AddEventHandler(func(evt any) {
 		if msg, ok := evt.(*events.Message); ok && !msg.Info.IsFromMe {
 			if err := echo(ctx, client, msg); err != nil {

@@ -32,6 +32,8 @@ func bot(ctx context.Context) (err error) {
 	}
 	client := whatsmeow.NewClient(device, nil)
 	client.EnableDecryptedEventBuffer = true // with DurableAcks: no message whose handler returned is lost
+	client.SynchronousAck = true             // nothing is acknowledged before its handler has returned
+	client.UseRetryMessageStore = true       // who could not read an answer may ask for it again, after a restart too
 	if err = settings.Endpoint.Attach(client); err != nil {
 		return err
 	}
@@ -40,7 +42,9 @@ func bot(ctx context.Context) (err error) {
 		case *events.QR:
 			fmt.Println(evt.Codes[0])
 		case *events.Message:
-			answer(ctx, client, evt)
+			if err := answer(ctx, client, evt); err != nil {
+				fmt.Fprintln(os.Stderr, "quickstart: answering:", err)
+			}
 		}
 	})
 	if err = client.ConnectContext(ctx); err != nil {
@@ -51,12 +55,17 @@ func bot(ctx context.Context) (err error) {
 	return err
 }
 
-func answer(ctx context.Context, client *whatsmeow.Client, evt *events.Message) {
+func answer(ctx context.Context, client *whatsmeow.Client, evt *events.Message) (err error) {
 	text := evt.Message.GetConversation()
 	if evt.Info.IsFromMe || text == "" {
-		return
+		return nil
 	}
-	if _, err := client.SendMessage(ctx, evt.Info.Chat, waserver.Conversation("You said: "+text)); err != nil {
-		fmt.Fprintln(os.Stderr, "quickstart: answering:", err)
+	for range 10 {
+		_, err = client.SendMessage(ctx, evt.Info.Chat, waserver.Conversation("You said: "+text))
+		if !errors.Is(err, pgstore.ErrMessageKeyUsed) {
+			break
+		}
+		// Another send to this chat has used the message key meanwhile. That is rare, and nothing has left: send again.
 	}
+	return err
 }

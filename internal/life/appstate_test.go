@@ -74,7 +74,7 @@ func person(n int) types.JID {
 	return types.NewJID(fmt.Sprintf("49301%06d", n), types.DefaultUserServer)
 }
 
-func TestContactsMutesAndArchivesArriveAndStay(t *testing.T) {
+func TestP2ContactsMutesAndArchivesArriveAndStay(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		var first []appstate.Mutation
 		for i := range 300 {
@@ -85,6 +85,16 @@ func TestContactsMutesAndArchivesArriveAndStay(t *testing.T) {
 		until := time.Now().Add(time.Hour).Truncate(time.Second)
 		l.change(appstate.Contact(person(7), "Q", "Somebody"), appstate.Mute(person(3), until), appstate.Archive(person(1), false), appstate.Pin(person(4), true))
 		l.awaitName(person(7), "Somebody")
+		var many, fewer []appstate.Mutation // a patch each
+		for i := range 500 {
+			many = append(many, appstate.Contact(person(1000+i), "M", fmt.Sprint("Many ", i)))
+			if i%2 == 0 {
+				fewer = append(fewer, appstate.Remove(many[i]))
+			}
+		}
+		l.change(many...)
+		l.awaitName(person(1499), "Many 499")
+		l.change(fewer...)
 		l.upToDate()
 		l.account.AppState().AddKey() // the client does not have it, and asks for it
 		l.change(appstate.Contact(person(8), "R", "Under a new key"))
@@ -99,6 +109,7 @@ func TestContactsMutesAndArchivesArriveAndStay(t *testing.T) {
 				l.awaitName(person(9), "While away")
 			}
 			require.Equal(t, "Person 299", l.name(person(299)), again)
+			require.Equal(t, "Many 1", l.name(person(1001)), again)
 			require.Equal(t, "Somebody", l.name(person(7)), again)
 			require.Equal(t, "Under a new key", l.name(person(8)), again)
 			require.False(t, l.chat(person(1)).Archived, again)
@@ -118,7 +129,7 @@ func TestContactsMutesAndArchivesArriveAndStay(t *testing.T) {
 // so a process that dies after one of the first two calls fetches the patch together with the next one. One that dies after
 // the last has lost the settings of the patch, on any store, until they change again. Sqlstore has the patch with the first call, and
 // without its MACs what comes later does not verify.
-func TestAPatchSurvivesADeathBetweenTheCallsThatStoreIt(t *testing.T) {
+func TestP2APatchSurvivesADeathBetweenTheCallsThatStoreIt(t *testing.T) {
 	t.Parallel()
 	for _, method := range []string{"PutAppStateVersion", "DeleteAppStateMutationMACs", "PutAppStateMutationMACs"} {
 		for _, b := range []backend{onPgstore, onSqlstore} {
@@ -129,7 +140,7 @@ func TestAPatchSurvivesADeathBetweenTheCallsThatStoreIt(t *testing.T) {
 				l.change(appstate.Contact(person(1), "A", "A changed"), appstate.Remove(appstate.Contact(person(2), "", "")), appstate.Contact(person(3), "C", "C"))
 				l.set.DieAfter = method
 				l.start()
-				<-l.over
+				l.ended()
 				l.set.DieAfter = ""
 				l.start()
 				l.await(ofKind(saidConnected))
@@ -154,7 +165,7 @@ func TestAPatchSurvivesADeathBetweenTheCallsThatStoreIt(t *testing.T) {
 	}
 }
 
-func TestAppStateThroughKills(t *testing.T) {
+func TestP2P3AppStateThroughKills(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		rng := random(t)
 		const people = 20
@@ -217,7 +228,7 @@ func TestAppStateThroughKills(t *testing.T) {
 	})
 }
 
-func TestAppStateThatDoesNotVerifyIsRecoveredByThePhone(t *testing.T) {
+func TestP2AppStateThatDoesNotVerifyIsRecoveredByThePhone(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		const name = client.WAPatchCriticalUnblockLow
 		l := synced(t, b, appstate.Contact(person(1), "A", "A"))

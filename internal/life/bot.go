@@ -3,11 +3,16 @@ package life
 // What the child's client sees and does.
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
+	"strings"
 	"time"
 
 	"go.mau.fi/whatsmeow"
 	"go.mau.fi/whatsmeow/appstate"
+	"go.mau.fi/whatsmeow/socket"
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/types/events"
 
@@ -21,8 +26,9 @@ func (b *bot) handle(e any) {
 	switch e := e.(type) {
 	case *events.QR:
 		c.say(event{Kind: saidQR, Text: e.Codes[0]})
-	case *events.PairSuccess:
-		c.say(event{Kind: saidPaired, Sender: e.ID})
+	case *events.PairSuccess: // it has been saved
+		value, _ := json.Marshal(saved(b.Store))
+		c.say(event{Kind: saidPaired, Value: value})
 	case *events.Connected:
 		c.say(event{Kind: saidConnected})
 	case *events.Message:
@@ -34,7 +40,7 @@ func (b *bot) handle(e any) {
 			Kind: saidMessage, Text: text, ID: e.Info.ID, Chat: e.Info.Chat, Sender: e.Info.Sender, FromMe: e.Info.IsFromMe, Retry: e.RetryCount,
 		})
 		if c.Answer && !e.Info.IsFromMe {
-			b.keepSaying(e.Info.Chat, "re: "+text)
+			_ = b.keepSaying(e.Info.Chat, "re: "+text) // the parent has heard of an error
 		}
 	case *events.UndecryptableMessage:
 		c.say(event{Kind: saidUndecryptable, ID: e.Info.ID, Chat: e.Info.Chat, Sender: e.Info.Sender})
@@ -53,18 +59,34 @@ func (b *bot) handle(e any) {
 	}
 }
 
-// keepSaying sends a text until it is out: a bot that has something to say does not give up.
-func (b *bot) keepSaying(to types.JID, text string) {
-	for !b.over.Load() {
+// keepSaying sends a text until it is out. A bot that has something to say does not give up when its key was used, or when the
+// connection is lost; on sqlstore it does not for whatever its database says.
+func (b *bot) keepSaying(to types.JID, text string) error {
+	for end := time.Now().Add(patience); ; time.Sleep(tick) { // what was in the way is not gone at once
 		_, err := b.SendMessage(b.child.ctx, to, waserver.Conversation(text))
 		if err == nil {
-			return
+			return nil
 		}
-		b.child.say(event{Kind: saidTrouble, Error: err.Error(), Text: text})
-		if !b.WaitForConnection(time.Second) {
-			continue
+		cause := causeOf(err)
+		b.child.say(event{Kind: saidTrouble, Error: err.Error(), Text: text, Cause: cause})
+		if cause == "" && b.child.Ours || b.over.Load() || time.Now().After(end) {
+			return err
 		}
-		time.Sleep(tick) // what was in the way is not gone at once
+		b.WaitForConnection(time.Second)
+	}
+}
+
+// causeOf is why a send failed that may be tried again; nothing for all others.
+func causeOf(err error) string {
+	var disconnected *whatsmeow.DisconnectedError
+	switch {
+	case errors.Is(err, pgstore.ErrMessageKeyUsed):
+		return keyUsed
+	case errors.Is(err, whatsmeow.ErrNotConnected), errors.As(err, &disconnected), errors.Is(err, socket.ErrSocketClosed),
+		errors.Is(err, net.ErrClosed), strings.HasPrefix(err.Error(), "failed to send message node: "): // whatever writing to it says
+		return noConnection
+	default:
+		return ""
 	}
 }
 
@@ -75,7 +97,7 @@ func (b *bot) obey(cmd command) (value any, err error) {
 	case doSend:
 		_, err = b.SendMessage(ctx, cmd.To, waserver.Conversation(cmd.Text))
 	case doSay:
-		b.keepSaying(cmd.To, cmd.Text)
+		err = b.keepSaying(cmd.To, cmd.Text)
 	case doPairPhone:
 		return b.PairPhone(ctx, cmd.Text, true, whatsmeow.PairClientChrome, "Chrome (Linux)")
 	case doLogout:

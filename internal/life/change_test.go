@@ -5,18 +5,23 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
 
 // Somebody has a new phone, in the middle of a conversation and while the client is away.
-func TestAContactWithANewPhoneIsTalkedTo(t *testing.T) {
+func TestP4AContactWithANewPhoneIsTalkedTo(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		for _, silent := range []bool{false, true} {
 			l := paired(t, b)
 			friend := l.server.NewContact(waserver.ContactConfig{Devices: 2})
+			told := func(e event) bool { return e.Kind == saidIdentity && e.Sender == friend.LID() && !e.Implicit }
 			l.talk(friend, "old phone")
 			friend.Reinstall(friend.Devices()[0], silent)
+			if !silent {
+				l.await(told)
+			}
 			l.hello(friend, "new phone")
 			l.await(func(e event) bool { return e.Kind == saidIdentity && e.Sender == friend.LID() && e.Implicit })
 			l.say(friend.LID(), "congratulations")
@@ -28,6 +33,9 @@ func TestAContactWithANewPhoneIsTalkedTo(t *testing.T) {
 			friend.Reinstall(friend.Devices()[0], silent)
 			l.start()
 			l.await(ofKind(saidConnected))
+			if !silent {
+				l.await(told)
+			}
 			l.say(friend.LID(), "are you there") // on the old session: the new phone asks for it again
 			l.heard(friend, "are you there")
 			l.talk(friend, "another phone")
@@ -44,7 +52,7 @@ func TestAContactWithANewPhoneIsTalkedTo(t *testing.T) {
 }
 
 // Somebody is known by phone number, and then by LID, while both sides write.
-func TestAConversationMovesFromPhoneNumberToLID(t *testing.T) {
+func TestP4AConversationMovesFromPhoneNumberToLID(t *testing.T) {
 	for _, killed := range []bool{false, true} {
 		t.Run(fmt.Sprint("killed ", killed), func(t *testing.T) {
 			onBoth(t, func(t *testing.T, b backend) {
@@ -52,16 +60,28 @@ func TestAConversationMovesFromPhoneNumberToLID(t *testing.T) {
 				x := &exchange{life: l, out: make(map[string]*waserver.Contact), byNumber: true}
 				friend := l.server.NewContact(waserver.ContactConfig{HideLID: true, Devices: 2})
 				x.people = []*waserver.Contact{friend}
+				group := l.server.NewGroup(waserver.GroupConfig{Addressing: types.AddressingModePN}, l.account.Contact, friend)
 				both := func(phase string) {
-					for i := range 10 {
-						x.receive(friend, i%2, fmt.Sprint("in ", phase, i))
+					for i := range 20 {
+						x.group = []*waserver.Group{nil, group}[i%2]
+						x.receive(friend, i/2%2, fmt.Sprint("in ", phase, i))
 						x.send(friend, fmt.Sprint("out ", phase, i))
 					}
-					x.sent()
-					if killed {
+					if x.sent(); killed {
 						x.quiet()
 						l.restart()
 					}
+				}
+				for i, d := range friend.Devices() {
+					for _, x.group = range []*waserver.Group{nil, group} {
+						x.receive(friend, i, fmt.Sprintf("from %s, group %v", d.PN(), x.group != nil))
+					}
+				}
+				x.quiet()
+				l.do(command{Do: doFlush})
+				for _, d := range friend.Devices() { // before the client sends anything, which makes it ask for the LID
+					require.Equal(t, 1, l.db.about("session", d.PN().SignalAddress().String()), "of %s", d.PN())
+					require.Equal(t, 1, l.db.senderKeys(group.JID(), d.PN()), "of %s", d.PN())
 				}
 				both("by number ")
 				friend.RevealLID()
@@ -71,6 +91,8 @@ func TestAConversationMovesFromPhoneNumberToLID(t *testing.T) {
 				x.requireOnce()
 				l.do(command{Do: doFlush})
 				for _, d := range friend.Devices() {
+					require.Equal(t, 1, l.db.senderKeys(group.JID(), d.LID()), "of %s", d.LID())
+					require.Zero(t, l.db.senderKeys(group.JID(), d.PN()), "of %s", d.PN())
 					for _, kind := range []string{"session", "identity"} {
 						require.Equal(t, 1, l.db.about(kind, d.LID().SignalAddress().String()), "%s of %s", kind, d.LID())
 						require.Zero(t, l.db.about(kind, d.PN().SignalAddress().String()), "%s of %s", kind, d.PN())
@@ -84,7 +106,7 @@ func TestAConversationMovesFromPhoneNumberToLID(t *testing.T) {
 	}
 }
 
-func TestDevicesOfAContactComeAndGo(t *testing.T) {
+func TestP4DevicesOfAContactComeAndGo(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		l := paired(t, b)
 		friend := l.server.NewContact(waserver.ContactConfig{})

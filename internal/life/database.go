@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/types"
 )
 
 // database looks at a database.
@@ -88,6 +89,15 @@ func (d *database) count(kind string) int {
 	return d.number("SELECT count(*) FROM " + sqlstoreTables[kind])
 }
 
+// buffered are the keys of the event buffer.
+func (d *database) buffered() map[string]int {
+	d.t.Helper()
+	if d.backend.ours {
+		return d.texts(`SELECT key_id FROM whatsmeow.auth_keys WHERE key_type = 'buffered_event'`)
+	}
+	return d.texts(`SELECT rtrim(translate(encode(ciphertext_hash, 'base64'), '+/', '-_'), '=') FROM whatsmeow_event_buffer`)
+}
+
 // about is how many sessions or identities of an address there are.
 func (d *database) about(kind, address string) int {
 	d.t.Helper()
@@ -95,6 +105,15 @@ func (d *database) about(kind, address string) int {
 		return d.number(`SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = $1 AND key_id = $2`, kind, address)
 	}
 	return d.number("SELECT count(*) FROM "+sqlstoreTables[kind]+" WHERE their_id = $1", address)
+}
+
+// senderKeys is how many sender keys of somebody for a group there are.
+func (d *database) senderKeys(group, of types.JID) int {
+	d.t.Helper()
+	if d.backend.ours {
+		return d.number(`SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'sender_key' AND key_id = $1`, of.SignalAddress().String()+"|"+group.String())
+	}
+	return d.number(`SELECT count(*) FROM whatsmeow_sender_keys WHERE sender_id = $1 AND chat_id = $2`, of.SignalAddress().String(), group.String())
 }
 
 // lidMap is the table that maps phone numbers and LIDs.

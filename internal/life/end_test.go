@@ -4,29 +4,36 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/proto/waE2E"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+	"github.com/wataki/whatsmeow-pgstore/internal/waserver/appstate"
 )
 
 // busy is a life in which something of every kind is in the tables.
 func busy(t *testing.T, b backend) (*life, *waserver.Contact) {
 	t.Helper()
-	l := paired(t, b, func(s *settings) { s.RetryStore = true })
+	l := synced(t, b, appstate.Contact(person(1), "A", "A"), appstate.Archive(person(1), true), appstate.NCTSalt([]byte("salt")))
 	friend := l.server.NewContact(waserver.ContactConfig{Devices: 2})
 	friend.GrantPrivacyToken(l.account, []byte("token"))
 	group := l.server.NewGroup(waserver.GroupConfig{}, l.account.Contact, friend)
 	l.talk(friend, "hello")
+	secret := waserver.Conversation("with a secret")
+	secret.MessageContextInfo = &waE2E.MessageContextInfo{MessageSecret: make([]byte, 32)}
+	_, err := friend.Devices()[0].Send(l.account.LID(), secret)
+	require.NoError(t, err)
+	l.await(message("with a secret"))
 	l.say(group.JID(), "everybody")
 	l.heard(friend, "everybody")
-	require.NoError(t, l.server.WaitIdle(l.ctx))
+	l.settle()
 	l.do(command{Do: doFlush})
-	for _, kind := range []string{"creds", "identity", "session", "pre_key", "sender_key", "contact", "privacy_token", "buffered_event", "outgoing_event"} {
+	for kind := range sqlstoreTables {
 		require.NotZero(t, l.db.count(kind), kind)
 	}
 	return l, friend
 }
 
-func TestLogoutLeavesNothing(t *testing.T) {
+func TestP9LogoutLeavesNothing(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		l, _ := busy(t, b)
 		l.do(command{Do: doLogout})
@@ -39,7 +46,7 @@ func TestLogoutLeavesNothing(t *testing.T) {
 	})
 }
 
-func TestRemovedByThePhoneLeavesNothing(t *testing.T) {
+func TestP9RemovedByThePhoneLeavesNothing(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		l, friend := busy(t, b)
 		for i := range 20 { // it is removed in the middle of things
@@ -56,7 +63,7 @@ func TestRemovedByThePhoneLeavesNothing(t *testing.T) {
 	})
 }
 
-func TestRemovedWhileAwayLeavesNothing(t *testing.T) {
+func TestP9RemovedWhileAwayLeavesNothing(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		l, _ := busy(t, b)
 		l.kill()
@@ -72,7 +79,7 @@ func TestRemovedWhileAwayLeavesNothing(t *testing.T) {
 
 // A second process takes the connection. The first one stops, the second one has all that the first one had, and nothing that the
 // first one does afterwards harms it.
-func TestReplacedByAnotherConnectionKeepsEverything(t *testing.T) {
+func TestP6ReplacedByAnotherConnectionKeepsEverything(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		l, friend := busy(t, b)
 		identities, creds := l.db.count("identity"), l.db.count("creds")

@@ -19,6 +19,7 @@ import (
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
 var (
@@ -69,8 +70,9 @@ type life struct {
 	account *waserver.Account
 	device  *waserver.Device // once paired
 
-	started int // children
-	seen    struct {
+	started  int      // children
+	troubles []string // causes that the test gives the child's sends to fail for a while
+	seen     struct {
 		sync.Mutex
 		events  []event
 		from    int // where await begins
@@ -92,16 +94,31 @@ func newLifeOn(t testing.TB, b backend, dsn string, edit ...func(*settings)) *li
 	l := &life{t: t, ctx: ctx, backend: b, dsn: dsn}
 	l.db = newDatabase(t, b, l.dsn)
 	l.seen.changed = make(chan struct{})
+	t.Cleanup(l.requireNoTrouble)
 	var err error
 	l.server, err = waserver.New(waserver.Config{Grace: 300 * time.Millisecond})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.server.Close()) })
 	l.account = l.server.NewAccount("")
-	l.set = settings{Endpoint: l.server.Endpoint(), DSN: l.dsn, Ours: b.ours, Buffer: true, Synchronous: true, Durable: true}
+	l.set = settings{Endpoint: l.server.Endpoint(), DSN: l.dsn, Ours: b.ours, Buffer: true, Synchronous: true, RetryStore: true, Durable: true}
 	for _, change := range edit {
 		change(&l.set)
 	}
 	return l
+}
+
+// open opens another container on the database.
+func (l *life) open() container {
+	l.t.Helper()
+	var c container
+	var err error
+	if l.backend.ours {
+		c, err = pgstore.New(l.ctx, l.dsn, nil)
+	} else {
+		c, err = openSqlstore(l.ctx, l.dsn, nil, nil)
+	}
+	require.NoError(l.t, err)
+	return c
 }
 
 // start starts a child, which is the one that lives from now on.
@@ -245,9 +262,11 @@ func (l *life) hello(from *waserver.Contact, text string) {
 	l.await(message(text))
 }
 
-// answered reports whether the contact's phone has got a text.
-func answered(who *waserver.Contact, text string) bool {
-	return slices.ContainsFunc(who.Received(), func(r waserver.Received) bool { return r.Text == text && r.Device.Device == 0 })
+// got reports whether the phones of all these people have got a text.
+func got(people []*waserver.Contact, text string) bool {
+	return !slices.ContainsFunc(people, func(who *waserver.Contact) bool {
+		return !slices.ContainsFunc(who.Received(), func(r waserver.Received) bool { return r.Text == text && r.Device.Device == 0 })
+	})
 }
 
 // heard waits until the contact has got a text on all its devices.
@@ -267,6 +286,19 @@ func (l *life) talk(with *waserver.Contact, text string) {
 	l.heard(with, "out: "+text)
 }
 
+// settle waits until the client is logged in and has acknowledged everything, and nothing is on its way.
+func (l *life) settle() {
+	l.t.Helper()
+	settled := func() bool {
+		stanzas, _ := l.device.Pending()
+		return stanzas == 0 && l.device.Connected()
+	}
+	for again := true; again; again = !settled() { // what the contacts had to do may have come to the client meanwhile
+		require.NoError(l.t, l.server.Wait(l.ctx, settled))
+		require.NoError(l.t, l.server.WaitIdle(l.ctx))
+	}
+}
+
 // random is what a test draws from. The seed is logged.
 func random(t testing.TB) *rand.Rand {
 	seed := cmp.Or(*seedFlag, rand.Uint64())
@@ -283,6 +315,21 @@ func (l *life) requireOnePairing() {
 	require.Zero(l.t, stats.RefusedLogins, "refused logins")
 	require.Zero(l.t, stats.BadIdentities, "bad identities")
 	require.Empty(l.t, stats.UnknownNodes)
+	require.Empty(l.t, stats.UnknownIQs)
+}
+
+// requireNoTrouble requires that on pgstore no send failed, unless the test gave cause to. It says how many did, for which cause.
+func (l *life) requireNoTrouble() {
+	causes := make(map[string]int)
+	for _, e := range l.events(ofKind(saidTrouble)) {
+		causes[e.Cause]++
+		if l.backend.ours && !slices.Contains(l.troubles, e.Cause) {
+			l.t.Errorf("child %d could not send %q: %s", e.Process, e.Text, e.Error)
+		}
+	}
+	if len(causes) > 0 {
+		l.t.Logf("sends that failed, by cause: %v", causes)
+	}
 }
 
 // requireNothingReused requires on pgstore that no key was used twice. On sqlstore it says how many were, apart from pre-keys, whose

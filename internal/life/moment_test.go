@@ -1,31 +1,35 @@
 package life
 
 import (
+	"encoding/json"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"go.mau.fi/whatsmeow/store"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
-	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
 // At the moment at which a client is told that it is paired it is sent to a new connection. Whoever looks at the database then
 // finds all that the pairing saved.
 
-func TestTheConnectionAfterThePairingFindsWhatWasSaved(t *testing.T) {
+func TestP5TheConnectionAfterThePairingFindsWhatWasSaved(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		l := newLife(t, b)
 		l.start()
+		held := l.server.Inject(waserver.Fault{Action: waserver.Hold, Times: -1}) // the client fetches nothing yet that it would save
 		l.scan()
 		said := l.await(ofKind(saidPaired))
 		seen := l.seenByOthers()
-		l.await(ofKind(saidConnected))
-		require.Equal(t, l.device.PN(), said.Sender)
+		found, err := json.Marshal(saved(seen))
+		require.NoError(t, err)
+		require.JSONEq(t, string(said.Value), string(found))
 		require.Equal(t, l.device.PN(), *seen.ID)
 		require.Equal(t, l.device.LID(), seen.LID)
 		require.NotEmpty(t, seen.Account.GetDeviceSignature())
 		require.Equal(t, 1, l.db.number("SELECT count(*) FROM "+l.db.lidMap()+" WHERE lid = $1 AND pn = $2", l.device.LID().User, l.device.PN().User))
+		held.Release()
+		l.await(ofKind(saidConnected))
 		require.NoError(t, l.device.WaitConnected(l.ctx))
 		require.Equal(t, 1, l.device.Logins())
 		l.talk(l.server.NewContact(waserver.ContactConfig{}), "hello")
@@ -37,14 +41,7 @@ func TestTheConnectionAfterThePairingFindsWhatWasSaved(t *testing.T) {
 // seenByOthers is the device as another container lists it, which takes nothing.
 func (l *life) seenByOthers() *store.Device {
 	l.t.Helper()
-	var c container
-	var err error
-	if l.backend.ours {
-		c, err = pgstore.New(l.ctx, l.dsn, nil)
-	} else {
-		c, err = openSqlstore(l.ctx, l.dsn, nil, nil)
-	}
-	require.NoError(l.t, err)
+	c := l.open()
 	defer func() { require.NoError(l.t, c.Close()) }()
 	devices, err := c.GetAllDevices(l.ctx)
 	require.NoError(l.t, err)
@@ -53,7 +50,7 @@ func (l *life) seenByOthers() *store.Device {
 }
 
 // A process that dies at that moment, or another one that takes over from it while it lives.
-func TestAnotherProcessMayLogInAtTheMomentOfThePairing(t *testing.T) {
+func TestP5P6AnotherProcessMayLogInAtTheMomentOfThePairing(t *testing.T) {
 	t.Parallel()
 	for _, killed := range []bool{true, false} {
 		for _, b := range []backend{onPgstore, onSqlstore} {

@@ -17,6 +17,7 @@ type exchange struct {
 	people   []*waserver.Contact
 	group    *waserver.Group // nil for direct messages
 	byNumber bool            // the client knows people by phone number
+	again    bool            // the handler may see a message again: it is not through with it when its connection ends
 	in       []string
 	out      map[string]*waserver.Contact // to whom; nil for all
 	pending  []<-chan event
@@ -68,10 +69,15 @@ func (x *exchange) requireOnce() {
 	x.sent()
 	err := x.server.Wait(x.ctx, func() bool { return len(x.handled()) >= len(x.in) })
 	require.NoError(x.t, err, "%d of %d came", len(x.handled()), len(x.in))
-	require.NoError(x.t, x.server.WaitIdle(x.ctx))
+	x.settle()
 	handled := x.handled()
+	again := 0
 	for _, text := range x.in {
-		require.Equal(x.t, 1, handled[text], text)
+		again += handled[text] - 1
+		require.NotZero(x.t, handled[text], text)
+	}
+	if !x.again {
+		require.Zero(x.t, again, "messages that were handled again")
 	}
 	require.Len(x.t, handled, len(x.in))
 	lost := 0
@@ -99,22 +105,26 @@ func (x *exchange) requireOnce() {
 	}
 	stats := x.server.Stats()
 	if x.backend.ours {
+		refused := x.events(func(e event) bool { return e.Kind == saidTrouble && e.Cause == keyUsed })
+		require.LessOrEqual(x.t, len(refused), stats.RetryAnswers, "sends that were refused: a retry answer can be in the way of one")
 		x.t.Logf("merged and refused: %+v", ask[struct{ Merged, Refused int }](x.life, command{Do: doStats}))
 	}
-	x.t.Logf("%d in, %d out, %d ciphertexts, %d retry receipts of the client, %d answers of it to such, %d never read by their recipients",
-		len(x.in), len(x.out), stats.Ciphertexts, stats.RetryReceipts, stats.RetryAnswers, lost)
+	x.t.Logf("%d in, %d handled again, %d out, %d ciphertexts, %d retry receipts of the client, %d answers of it to such, %d never read by their recipients",
+		len(x.in), again, len(x.out), stats.Ciphertexts, stats.RetryReceipts, stats.RetryAnswers, lost)
 	x.requireOnePairing()
 	x.requireNothingReused()
 }
 
-func TestDirectMessagesArriveOnce(t *testing.T) {
+func TestP1P4DirectMessagesArriveOnce(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		rng := random(t)
 		l := paired(t, b)
+		l.troubles = []string{keyUsed}
 		x := &exchange{life: l, out: make(map[string]*waserver.Contact)}
 		for i := range 10 {
 			x.people = append(x.people, l.server.NewContact(waserver.ContactConfig{Devices: 1 + i%3}))
 		}
+		began := 1 // others who began a session with the client: its phone, and contacts that write first
 		faults := []waserver.Action{waserver.DeliverTwice, waserver.Late, waserver.Swap}
 		for i := range 100 {
 			friend := x.people[i%len(x.people)]
@@ -138,6 +148,9 @@ func TestDirectMessagesArriveOnce(t *testing.T) {
 			}
 			in, out := fmt.Sprint("in ", i), fmt.Sprint("out ", i)
 			if inFirst {
+				if i < len(x.people) {
+					began++
+				}
 				x.receive(friend, device, in)
 				x.send(friend, out)
 			} else {
@@ -158,7 +171,10 @@ func TestDirectMessagesArriveOnce(t *testing.T) {
 		require.NotZero(t, first)
 		require.NotZero(t, l.server.Stats().RetryAnswers)
 		require.NotZero(t, l.server.Stats().RetryReceipts)
-		require.Less(t, l.device.PreKeys(), 812, "others began sessions too")
+		require.Equal(t, 1+len(x.people)/2, began)
+		stats := l.server.Stats()
+		require.GreaterOrEqual(t, stats.PreKeysHandedOut, began)
+		require.Equal(t, stats.PreKeysUploaded-stats.PreKeysHandedOut, l.device.PreKeys(), "each was handed out once")
 	})
 }
 
@@ -166,16 +182,17 @@ func TestDirectMessagesArriveOnce(t *testing.T) {
 func (x *exchange) quiet() {
 	x.t.Helper()
 	x.sent()
-	require.NoError(x.t, x.server.WaitIdle(x.ctx))
+	x.settle()
 }
 
-func TestGroupMessagesArriveOnce(t *testing.T) {
+func TestP1P4GroupMessagesArriveOnce(t *testing.T) {
 	t.Parallel()
 	for _, size := range []struct{ devices, messages int }{{3, 60}, {50, 34}, {512, 6}} {
 		for _, b := range []backend{onPgstore, onSqlstore} {
 			t.Run(fmt.Sprintf("%d devices on %s", size.devices, b.name), func(t *testing.T) {
 				t.Parallel()
 				l := paired(t, b)
+				l.troubles = []string{keyUsed}
 				x := &exchange{life: l, out: make(map[string]*waserver.Contact)}
 				rest := size.devices - 2 // the phone's and the client's
 				for ; rest > 0; rest -= 2 {

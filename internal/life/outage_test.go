@@ -18,6 +18,7 @@ import (
 // badDay is what happens.
 type badDay struct {
 	name    string
+	trouble string                     // for the client's sends
 	restart func(*pgtest.Container)    // to a server of its own
 	network func(*life, *pgtest.Proxy) // between the client and the server
 }
@@ -37,7 +38,7 @@ var badDays = []badDay{
 		p.Heal()
 		p.Up()
 	}},
-	{name: "connections cut", network: func(l *life, p *pgtest.Proxy) {
+	{name: "connections cut", trouble: noConnection, network: func(l *life, p *pgtest.Proxy) {
 		for range 5 {
 			time.Sleep(*awayFlag / 10)
 			p.Down()
@@ -50,7 +51,7 @@ var badDays = []badDay{
 	}},
 }
 
-func TestGoesOnThroughBadDaysOfTheDatabase(t *testing.T) {
+func TestP7GoesOnThroughBadDaysOfTheDatabase(t *testing.T) {
 	t.Parallel()
 	for _, day := range badDays {
 		for _, b := range []backend{onPgstore, onSqlstore} {
@@ -65,7 +66,7 @@ func TestGoesOnThroughBadDaysOfTheDatabase(t *testing.T) {
 func live(t *testing.T, b backend, day badDay) {
 	var l *life
 	var happen func()
-	set := func(s *settings) { s.Answer, s.RetryStore = true, true }
+	set := func(s *settings) { s.Answer = true }
 	if day.restart != nil {
 		server := pgtest.NewContainer(t)
 		l = newLifeOn(t, b, server.DSN, set)
@@ -76,30 +77,33 @@ func live(t *testing.T, b backend, day badDay) {
 		l.set.DSN = proxy.DSN
 		happen = func() { day.network(l, proxy) }
 	}
+	l.troubles = []string{day.trouble}
 	l.start()
 	l.pair()
-	k := &talking{life: l, in: make(map[string]*waserver.Contact), out: make(map[string]*waserver.Contact)}
+	k := &talking{life: l, in: make(map[string][]*waserver.Contact), out: make(map[string][]*waserver.Contact)}
 	for range 4 {
 		friend := l.server.NewContact(waserver.ContactConfig{Devices: 2})
 		l.talk(friend, "hello "+friend.PN().User)
 		k.friends = append(k.friends, friend)
 	}
+	k.group = l.server.NewGroup(waserver.GroupConfig{}, slices.Concat([]*waserver.Contact{l.account.Contact}, k.friends)...)
 	before := k.talkUntil(time.After(500 * time.Millisecond))
 	over := make(chan time.Time)
 	go func() {
+		defer close(over) // also when it fails the test
 		happen()
-		close(over)
 	}()
 	meanwhile := k.talkUntil(over)
 	after := k.talkUntil(time.After(500 * time.Millisecond))
-	k.settle(before, meanwhile, after)
+	k.check(before, meanwhile, after)
 }
 
 // talking is a client that answers and writes, and how long it takes for that.
 type talking struct {
 	*life
 	friends []*waserver.Contact
-	in, out map[string]*waserver.Contact // texts of contacts and of the client, and who the other is
+	group   *waserver.Group
+	in, out map[string][]*waserver.Contact // texts of contacts, and who is to get the answer; of the client, and who is to get them
 }
 
 // sending is a text on its way.
@@ -116,22 +120,28 @@ func (k *talking) talkUntil(over <-chan time.Time) (own []sending) {
 		select {
 		case <-over:
 			return own
+		case <-k.ctx.Done():
+			require.Fail(k.t, "it takes too long")
 		case <-time.After(40 * time.Millisecond):
 		}
 		friend, text := k.friends[i%len(k.friends)], fmt.Sprint(len(k.in)+len(k.out))
+		people, ours, theirs := []*waserver.Contact{friend}, friend.LID(), k.account.LID()
+		if i%3 == 0 {
+			people, ours, theirs = k.friends, k.group.JID(), k.group.JID()
+		}
 		if i%2 == 0 {
-			_, err := friend.SendText(k.account.LID(), text)
+			_, err := friend.SendText(theirs, text)
 			require.NoError(k.t, err)
-			k.in[text] = friend
+			k.in[text] = people
 		} else {
-			k.out[text] = friend
-			own = append(own, sending{text, time.Now(), k.begin(command{Do: doSay, To: friend.LID(), Text: text})})
+			k.out[text] = people
+			own = append(own, sending{text, time.Now(), k.begin(command{Do: doSay, To: ours, Text: text})})
 		}
 	}
 }
 
-// settle waits until all is quiet, and holds the store against what it promises.
-func (k *talking) settle(phases ...[]sending) {
+// check waits until all is quiet, and holds the store against what it promises.
+func (k *talking) check(phases ...[]sending) {
 	k.t.Helper()
 	latency := ""
 	for i, name := range []string{"before", "meanwhile", "after"} {
@@ -145,25 +155,22 @@ func (k *talking) settle(phases ...[]sending) {
 				require.Fail(k.t, "a message was not sent", "%q, %s", s.text, name)
 			}
 		}
+		require.NotEmpty(k.t, took, "sends %s", name)
 		slices.Sort(took)
 		latency += fmt.Sprintf("; %s %d sends took %v at the median and %v at the most", name, len(took), took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
 	}
-	require.NoError(k.t, k.server.Wait(k.ctx, func() bool {
-		stanzas, _ := k.device.Pending()
-		return stanzas == 0 && k.device.Connected()
-	}))
-	require.NoError(k.t, k.server.WaitIdle(k.ctx))
+	k.settle()
 	handled := k.handled()
 	lost, unanswered, unread := 0, 0, 0
-	for text, friend := range k.in {
+	for text, people := range k.in {
 		if handled[text] == 0 {
 			lost++
-		} else if !answered(friend, "re: "+text) {
+		} else if !got(people, "re: "+text) {
 			unanswered++
 		}
 	}
-	for text, friend := range k.out {
-		if !answered(friend, text) {
+	for text, people := range k.out {
+		if !got(people, text) {
 			unread++
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
 
-func TestPairedByQRCodeOnceAndForAll(t *testing.T) {
+func TestP5PairedByQRCodeOnceAndForAll(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		l := paired(t, b)
 		friend := l.server.NewContact(waserver.ContactConfig{Devices: 2})
@@ -30,7 +30,7 @@ func TestPairedByQRCodeOnceAndForAll(t *testing.T) {
 	})
 }
 
-func TestPairedByCode(t *testing.T) {
+func TestP5PairedByCode(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		l := newLife(t, b)
 		l.start()
@@ -53,13 +53,13 @@ func TestPairedByCode(t *testing.T) {
 
 // A gateway names its instances itself. When the phone has removed one's device it is paired again under the same name, in the same
 // process or in the next one.
-func TestPairedAgainUnderTheSameNameNothingOfTheOldLifeRemains(t *testing.T) {
+func TestP9PairedAgainUnderTheSameNameNothingOfTheOldLifeRemains(t *testing.T) {
 	t.Parallel()
 	for _, again := range []string{"in the same process", "in another process", "after a kill at once"} {
 		for _, b := range []backend{onPgstore, onSqlstore} {
 			t.Run(b.name+" "+again, func(t *testing.T) {
 				t.Parallel()
-				l := paired(t, b, func(s *settings) { s.Instance, s.RetryStore = "shop 42", true })
+				l := paired(t, b, func(s *settings) { s.Instance = "shop 42" })
 				friend := l.server.NewContact(waserver.ContactConfig{Devices: 2})
 				group := l.server.NewGroup(waserver.GroupConfig{}, l.account.Contact, friend)
 				friend.GrantPrivacyToken(l.account, []byte("token"))

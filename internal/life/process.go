@@ -127,11 +127,21 @@ func (p *process) kill() {
 	_ = p.cmd.Wait()
 }
 
+// ended waits for the child to end by itself.
+func (p *process) ended() {
+	p.t.Helper()
+	select {
+	case <-p.over:
+	case <-time.After(patience):
+		require.Fail(p.t, "the child did not end")
+	}
+}
+
 // quit ends the child in an orderly way.
 func (p *process) quit() {
 	p.t.Helper()
 	p.do(command{Do: doQuit})
-	<-p.over
+	p.ended()
 	require.NoError(p.t, p.cmd.Wait())
 }
 

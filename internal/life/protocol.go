@@ -62,8 +62,9 @@ type event struct {
 
 	Command int             `json:",omitempty"` // done: which
 	Error   string          `json:",omitempty"` // done, trouble
-	Value   json.RawMessage `json:",omitempty"` // done: the answer
+	Value   json.RawMessage `json:",omitempty"` // done: the answer; paired: what the device has saved
 
+	Cause    string    `json:",omitempty"` // trouble: why, if it may pass
 	Text     string    `json:",omitempty"`
 	ID       string    `json:",omitempty"`
 	Chat     types.JID `json:",omitzero"`
@@ -85,7 +86,13 @@ const (
 	saidIdentity      = "identity"
 	saidLoggedOut     = "logged out"
 	saidReplaced      = "replaced"
-	saidTrouble       = "trouble" // something failed and is tried again
+	saidTrouble       = "trouble" // Text could not be sent
 	saidSynced        = "synced"  // the collection Text was fetched whole
 	saidUnsynced      = "unsynced"
+)
+
+// The causes of trouble that may pass.
+const (
+	keyUsed      = "key used"      // by a retry answer at the same time
+	noConnection = "no connection" // to the server
 )

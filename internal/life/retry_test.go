@@ -12,7 +12,7 @@ import (
 
 // A contact that cannot read a message asks for it again, and the client is killed before it hears of it. The one that is started
 // next knows what was sent only if it was stored.
-func TestAMessageIsSentAgainAfterARestartIfItWasStored(t *testing.T) {
+func TestP3AMessageIsSentAgainAfterARestartIfItWasStored(t *testing.T) {
 	t.Parallel()
 	for _, stored := range []bool{true, false} {
 		for _, b := range []backend{onPgstore, onSqlstore} {
@@ -32,12 +32,8 @@ func TestAMessageIsSentAgainAfterARestartIfItWasStored(t *testing.T) {
 				asked.Release()
 				l.start()
 				l.await(ofKind(saidConnected))
-				require.NoError(t, l.server.Wait(l.ctx, func() bool {
-					stanzas, _ := l.device.Pending()
-					return stanzas == 0
-				}))
-				require.NoError(t, l.server.WaitIdle(l.ctx))
-				require.Equal(t, stored, answered(friend, "cannot be read"))
+				l.settle()
+				require.Equal(t, stored, got([]*waserver.Contact{friend}, "cannot be read"))
 				l.talk(friend, "hello again")
 				l.requireOnePairing()
 				l.requireNothingReused()

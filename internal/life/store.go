@@ -59,6 +59,15 @@ func openSqlstore(ctx context.Context, dsn string, log waLog.Logger, tracer pgx.
 	return c, c.Upgrade(ctx)
 }
 
+// saved is all that a device saves of itself.
+func saved(d *store.Device) store.Device {
+	return store.Device{
+		NoiseKey: d.NoiseKey, IdentityKey: d.IdentityKey, SignedPreKey: d.SignedPreKey, RegistrationID: d.RegistrationID, AdvSecretKey: d.AdvSecretKey,
+		ID: d.ID, LID: d.LID, Account: d.Account, Platform: d.Platform, BusinessName: d.BusinessName, PushName: d.PushName,
+		LIDMigrationTimestamp: d.LIDMigrationTimestamp, CompanionMetaNonce: d.CompanionMetaNonce, FacebookUUID: d.FacebookUUID,
+	}
+}
+
 // statements counts statements.
 type statements struct{ atomic.Int64 }
 

@@ -89,8 +89,17 @@ func (s *Server) receivedLocked(d *Device, node *waBinary.Node) bool {
 	}
 	switch types.ReceiptType(attrString(node, "type")) { //nolint:exhaustive // the others say something else of a message
 	case types.ReceiptTypeDelivered, types.ReceiptTypeInactive, types.ReceiptTypeSender:
+	default:
+		return true
+	}
+	ids := map[string]bool{attrString(node, "id"): true}
+	list := node.GetChildByTag("list")
+	for _, item := range list.GetChildrenByTag("item") {
+		ids[attrString(&item, "id")] = true
+	}
+	for id := range ids {
 		d.takeLocked(true, func(n *waBinary.Node) bool {
-			return n.Tag == "message" && attrString(n, "id") == attrString(node, "id") && attrJID(n, "from") == to && attrJID(n, "participant") == participant
+			return n.Tag == "message" && attrString(n, "id") == id && attrJID(n, "from") == to && attrJID(n, "participant") == participant
 		})
 	}
 	return true
