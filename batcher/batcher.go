@@ -106,11 +106,17 @@ func (b *Batcher[L, K, V]) Flush(ctx context.Context) error {
 	}
 	b.mu.Unlock()
 	for _, l := range lanes {
-		if err := l.Barrier(ctx); err != nil {
+		if err := l.Barrier(ctx); err != nil && !b.givenUp(l) {
 			errs = append(errs, fmt.Errorf("%v: %w", l.name, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (b *Batcher[L, K, V]) givenUp(l *Lane[L, K, V]) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return l.givenUp
 }
 
 // Stats returns the counters as they are now.

@@ -349,6 +349,36 @@ func TestStopHandsOutWhatIsPending(t *testing.T) {
 	})
 }
 
+// A device that is deleted while others wait for a Flush does not fail it.
+func TestAFlushIsNotFailedByALaneThatIsStoppedMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		b := start(t, batcher.Config{Interval: time.Hour, MaxRest: time.Hour}, tb)
+		away := true
+		tb.fail = func([]testSegment) error {
+			if away {
+				return errors.New("away")
+			}
+			return nil
+		}
+		stopped, other := b.Lane("a"), b.Lane("b")
+		add(t, stopped, put("k", 1))
+		add(t, other, put("k", 1))
+		flushed := make(chan error, 1)
+		go func() { flushed <- b.Flush(ctx) }()
+		synctest.Wait()
+		stopped.Stop(errors.New("deleted, says the caller"))
+		synctest.Wait()
+		require.Empty(t, flushed, "the other is not durable")
+		tb.mu.Lock()
+		away = false
+		tb.mu.Unlock()
+		require.NoError(t, <-flushed)
+		require.NotEmpty(t, tb.lane("b"))
+		require.NoError(t, b.Close(ctx))
+	})
+}
+
 // life is a lane's name that a later one may share.
 type life struct{ name string }
 

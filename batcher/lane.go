@@ -23,6 +23,7 @@ type Lane[L comparable, K comparable, V any] struct {
 	notBefore time.Time // after a failure
 	hurried   bool      // a delay was ended early since the last success
 	unsaved   int       // operations that were pending when it stopped
+	givenUp   bool      // it was stopped from outside, and nobody wants what was pending
 	backoff   *backoff.ExponentialBackOff
 	attempts  int
 	onDurable func([]Op[K, V])
@@ -210,12 +211,13 @@ func (l *Lane[L, K, V]) Fail(err error) {
 }
 
 // Stop ends the lane: who waits gets err, and so does every later call. It returns what was pending, in
-// order, and Close does not tell it; nor, if the lane had stopped by itself, what it lost then. A flush that is under way is not waited for.
+// order, and neither Flush nor Close tells it; nor, if the lane had stopped by itself, what it lost then. A flush that is under way is not waited for.
 func (l *Lane[L, K, V]) Stop(err error) []Op[K, V] {
 	b := l.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	l.savedLocked(l.unsaved)
+	l.givenUp = l.givenUp || l.Err() == nil
 	ops := l.endLocked(err)
 	b.openGateLocked()
 	b.nudge()

@@ -2,7 +2,6 @@ package soak
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -16,7 +15,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.mau.fi/whatsmeow/store"
 	"go.uber.org/goleak"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
@@ -166,15 +164,6 @@ func (p *process) step(r *resident) (what string, err error) {
 	}
 	s := steps[r.rng.IntN(len(steps))]
 	return s.name, s.do(ctx, p.container, r)
-}
-
-// flush waits until all is durable, under traffic: a device that is deleted meanwhile ends a wait, and another begins.
-func (p *process) flush(ctx context.Context) error {
-	for {
-		if err := p.container.Flush(ctx); !errors.Is(err, store.ErrDeviceDeleted) {
-			return err
-		}
-	}
 }
 
 // reopen closes the container and opens it again, or forgets it after a flush, as one that is killed then would.

@@ -146,7 +146,7 @@ func reopen(orderly bool) func(testing.TB, *badDays) {
 func lateFlush(t testing.TB, b *badDays) {
 	for range 10 {
 		late := b.post.hold(t)
-		require.NoError(t, b.processes[posted].flush(context.Background()), "it is sent again")
+		require.NoError(t, b.processes[posted].container.Flush(context.Background()), "it is sent again")
 		time.Sleep(b.moment(time.Second)) // newer ones follow
 		answer := string(late.deliver(t))
 		if strings.Contains(answer, "SELECT ") { // else an earlier fault had broken that connection
@@ -178,7 +178,7 @@ func hugeBacklog(t testing.TB, b *badDays) {
 	}
 	require.GreaterOrEqual(t, c.Stats().Batcher.Pending, calls*call)
 	b.network.Up()
-	require.NoError(t, b.processes[posted].flush(ctx))
+	require.NoError(t, b.processes[posted].container.Flush(ctx))
 	var rows, pieces int
 	b.query(t, []any{&rows, &pieces}, `SELECT count(*), count(DISTINCT seq) FROM whatsmeow.auth_keys WHERE instance_id = $1 AND key_type = 'contact'`, d.ID.String())
 	require.Equal(t, calls*call, rows)
