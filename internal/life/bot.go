@@ -62,7 +62,7 @@ func (b *bot) handle(e any) {
 // keepSaying sends a text until it is out. A bot that has something to say does not give up when its key was used, or when the
 // connection is lost; on sqlstore it does not for whatever its database says.
 func (b *bot) keepSaying(to types.JID, text string) error {
-	for end := time.Now().Add(patience); ; time.Sleep(tick) { // what was in the way is not gone at once
+	for end := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) { // what was in the way is not gone at once
 		_, err := b.SendMessage(b.child.ctx, to, waserver.Conversation(text))
 		if err == nil {
 			return nil

@@ -25,7 +25,7 @@ import (
 var (
 	roundsFlag  = flag.Int("life.rounds", 10, "how often the client is killed")
 	awayFlag    = flag.Duration("life.away", 3*time.Second, "how long the database is away")
-	historyFlag = flag.Int("life.history", 5000, "how many messages, people and tokens a history has")
+	historyFlag = flag.Int("life.history", 20_000, "how many messages, people and tokens a history has")
 	seedFlag    = flag.Uint64("life.seed", 0, "what random tests draw from; 0 is something new each time")
 )
 
