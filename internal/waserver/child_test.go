@@ -101,7 +101,12 @@ func TestClientInAnotherProcess(t *testing.T) {
 	require.NoError(t, err)
 	device, err := account.Scan(ctx, code)
 	require.NoError(t, err)
-	require.Equal(t, device, <-linked)
+	select {
+	case d := <-linked:
+		require.Equal(t, device, d)
+	case <-ctx.Done():
+		require.Fail(t, "the phone was not told of the new client")
+	}
 	for round := range 4 {
 		what := fmt.Sprint("round ", round)
 		_, err = friend.SendText(account.LID(), what)

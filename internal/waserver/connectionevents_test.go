@@ -25,9 +25,7 @@ func TestStreamErrorAndFailuresAreSurvived(t *testing.T) {
 	b.device.Cut()
 	require.NoError(t, b.server.Wait(ctx, func() bool { return b.device.Logins() == 3 && b.device.Connected() }))
 
-	_, err := friend.SendText(b.account.LID(), "still there?")
-	require.NoError(t, err)
-	waitFor(ctx, t, b.client, text("still there?"))
+	b.hear(ctx, t, friend, "still there?")
 	require.Equal(t, 1, b.server.Stats().QRCodes, "it never has to be scanned again")
 	b.requireClean(t)
 }

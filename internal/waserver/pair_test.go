@@ -1,7 +1,6 @@
 package waserver_test
 
 import (
-	"context"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -38,13 +37,6 @@ func TestPairByQRAndTalk(t *testing.T) {
 	require.Empty(t, friend.Undecryptable())
 	require.Len(t, friend.Received(), 4, "the answer to the client reaches the friend's other device")
 	b.requireClean(t)
-}
-
-// shows connects a client that is not paired, and returns a QR code that it shows.
-func (c *testClient) shows(ctx context.Context, t *testing.T) string {
-	t.Helper()
-	require.NoError(t, c.Connect())
-	return waitFor[*events.QR](ctx, t, c).Codes[0]
 }
 
 // TestServerRefusesAWrongDeviceSignature has the client sign with a key that is not the private half of its identity.

@@ -16,8 +16,7 @@ func TestPairByCode(t *testing.T) {
 	server := newServer(t)
 	account := server.NewAccount("4930123456789")
 	client := newClient(t, server)
-	require.NoError(t, client.Connect())
-	waitFor[*events.QR](ctx, t, client)
+	client.shows(ctx, t)
 	_, err := account.EnterCode(ctx, "ABCD-1234")
 	require.ErrorIs(t, err, waserver.ErrUnknownCode, "no code is shown yet")
 
@@ -41,8 +40,7 @@ func TestWrongCode(t *testing.T) {
 	server := newServer(t)
 	account := server.NewAccount("")
 	client := newClient(t, server)
-	require.NoError(t, client.Connect())
-	waitFor[*events.QR](ctx, t, client)
+	client.shows(ctx, t)
 	code, err := client.PairPhone(ctx, account.PN().User, true, whatsmeow.PairClientChrome, "Chrome (Linux)")
 	require.NoError(t, err)
 	wrong := "2" + code[1:]
@@ -63,11 +61,10 @@ func TestUnknownQRCode(t *testing.T) {
 	_, err := account.Scan(ctx, "what is this")
 	require.ErrorIs(t, err, waserver.ErrUnknownCode)
 	client := newClient(t, server)
-	require.NoError(t, client.Connect())
-	qr := waitFor[*events.QR](ctx, t, client)
+	qr := client.shows(ctx, t)
 	client.Disconnect()
 	require.NoError(t, server.Wait(ctx, func() bool {
-		_, err = account.Scan(ctx, qr.Codes[0])
+		_, err = account.Scan(ctx, qr)
 		return err != nil
 	}))
 }
@@ -79,10 +76,9 @@ func TestPairingThatTheClientRejects(t *testing.T) {
 	account := server.NewAccount("")
 	client := newClient(t, server)
 	client.Store.AdvSecretKey[0]++
-	require.NoError(t, client.Connect())
-	qr := waitFor[*events.QR](ctx, t, client)
+	qr := client.shows(ctx, t)
 	client.Store.AdvSecretKey = make([]byte, 32) // not the one that was shown
-	_, err := account.Scan(ctx, qr.Codes[0])
+	_, err := account.Scan(ctx, qr)
 	require.ErrorIs(t, err, waserver.ErrPairing)
 	waitFor[*events.PairError](ctx, t, client)
 	require.Equal(t, 1, server.Stats().RefusedPairings)

@@ -19,16 +19,12 @@ func TestRecordFiresWhenASessionGoesBack(t *testing.T) {
 	ctx := testContext(t)
 	b := setup(t)
 	friend := b.server.NewContact(waserver.ContactConfig{})
-	b.client.say(ctx, t, friend.LID(), "one")
-	_, err := friend.WaitReceived(ctx, waserver.Text("one"))
-	require.NoError(t, err)
+	b.tell(ctx, t, friend, "one")
 
 	address := friend.LID().SignalAddress().String()
 	old, err := b.client.Store.Sessions.GetSession(ctx, address)
 	require.NoError(t, err)
-	b.client.say(ctx, t, friend.LID(), "two")
-	_, err = friend.WaitReceived(ctx, waserver.Text("two"))
-	require.NoError(t, err)
+	b.tell(ctx, t, friend, "two")
 	require.Empty(t, b.server.Record().Reused())
 
 	require.NoError(t, b.client.Store.Sessions.PutSession(ctx, address, old))

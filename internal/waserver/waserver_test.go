@@ -27,7 +27,7 @@ import (
 
 // How long and how often tests look at what no event tells.
 const (
-	patience   = 5 * time.Minute // two cores are shared with much else
+	patience   = 4 * time.Minute // two cores are shared with much else; less than five, which a single test is given, so that it fails itself
 	eventually = time.Minute
 	tick       = 10 * time.Millisecond
 )
@@ -145,13 +145,18 @@ func clientOn(t *testing.T, server *waserver.Server, on *container, device *stor
 	return c
 }
 
+// shows connects the client, which is not paired, and returns a QR code that it shows.
+func (c *testClient) shows(ctx context.Context, t *testing.T) string {
+	t.Helper()
+	require.NoError(t, c.Connect())
+	return waitFor[*events.QR](ctx, t, c).Codes[0]
+}
+
 // pair pairs the client by QR code and waits until it has logged in and has the app state.
 func (c *testClient) pair(t *testing.T, account *waserver.Account) *waserver.Device {
 	t.Helper()
 	ctx := testContext(t)
-	require.NoError(t, c.Connect())
-	qr := waitFor[*events.QR](ctx, t, c)
-	device, err := account.Scan(ctx, qr.Codes[0])
+	device, err := account.Scan(ctx, c.shows(ctx, t))
 	require.NoError(t, err)
 	waitFor[*events.PairSuccess](ctx, t, c)
 	waitFor[*events.Connected](ctx, t, c)
@@ -240,6 +245,22 @@ func (c *testClient) say(ctx context.Context, t *testing.T, to types.JID, what s
 	response, err := c.SendMessage(ctx, to, &waE2E.Message{Conversation: &what})
 	require.NoError(t, err)
 	return response
+}
+
+// hear has a contact write to the account, and waits until the client has it.
+func (b *testBundle) hear(ctx context.Context, t *testing.T, from *waserver.Contact, what string) {
+	t.Helper()
+	_, err := from.SendText(b.account.LID(), what)
+	require.NoError(t, err)
+	waitFor(ctx, t, b.client, text(what))
+}
+
+// tell has the client write to a contact, and waits until one of the contact's devices has it.
+func (b *testBundle) tell(ctx context.Context, t *testing.T, to *waserver.Contact, what string) {
+	t.Helper()
+	b.client.say(ctx, t, to.LID(), what)
+	_, err := to.WaitReceived(ctx, waserver.Text(what))
+	require.NoError(t, err)
 }
 
 // requireClean requires that nothing happened that a correct client and store would not do.

@@ -43,7 +43,7 @@ func start(t *testing.T) *process {
 	program := filepath.Join(t.TempDir(), "waserver")
 	built, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
 	require.NoError(t, err, string(built))
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // then it is killed, and nothing waits for it any more
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, program)
 	cmd.Stderr = os.Stderr
@@ -91,7 +91,12 @@ func (p *process) client() (*whatsmeow.Client, <-chan any) {
 	p.Cleanup(func() { require.NoError(p, container.Close()) })
 	client := whatsmeow.NewClient(container.NewDevice(), nil)
 	seen := make(chan any, 100)
-	client.AddEventHandler(func(event any) { seen <- event })
+	client.AddEventHandler(func(event any) {
+		select {
+		case seen <- event:
+		case <-p.Context().Done(): // nobody waits for events any more
+		}
+	})
 	require.NoError(p, p.endpoint.Attach(client))
 	require.NoError(p, client.Connect())
 	p.Cleanup(client.Disconnect)
@@ -100,13 +105,14 @@ func (p *process) client() (*whatsmeow.Client, <-chan any) {
 
 func await[E any](t *testing.T, seen <-chan any, fits func(E) bool) E {
 	t.Helper()
+	late := time.After(time.Minute)
 	for {
 		select {
 		case event := <-seen:
 			if e, ok := event.(E); ok && fits(e) {
 				return e
 			}
-		case <-time.After(time.Minute):
+		case <-late:
 			require.Fail(t, "event did not come")
 		}
 	}
