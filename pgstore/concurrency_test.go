@@ -83,13 +83,13 @@ func TestP2OfTwoTransactionsThatDecryptOneMessageOneIsRolledBack(t *testing.T) {
 		})
 	}
 	var first []byte
-	require.Error(t, decrypt(1, func() {
+	require.ErrorIs(t, decrypt(1, func() {
 		require.NoError(t, decrypt(2, func() {}))
 		require.NoError(t, d.EventBuffer.ClearBufferedEventPlaintext(ctx, hash))
 		var err error
 		first, err = d.Sessions.GetSession(ctx, "1:0")
 		require.NoError(t, err)
-	}))
+	}), context.Canceled, "the client must not ask for the message again")
 	got, err := d.Sessions.GetSession(ctx, "1:0")
 	require.NoError(t, err)
 	require.Equal(t, string(first), string(got), "its ratchet too")

@@ -3,7 +3,7 @@ package pgstore
 import (
 	"context"
 	"database/sql"
-	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -20,8 +20,10 @@ const (
 	pruneInterval    = time.Hour // the client asks for pruning with every send
 )
 
-// errBuffered is returned for a hash that is buffered already, as sqlstore's insert fails.
-var errBuffered = errors.New("pgstore: event is buffered already")
+// errBuffered is returned for a hash that is buffered already, as sqlstore's insert fails. It happens where a connection ended while a message
+// of it was handled, and the next one brings that message again: whoever came first deals with it. It matches context.Canceled, so that
+// the client asks for nothing and acknowledges nothing.
+var errBuffered = fmt.Errorf("pgstore: event is buffered already: %w", context.Canceled)
 
 func bufferedKey(hash [32]byte) cache.Key { return newKey(typeBufferedEvent, binaryID(hash[:])) }
 

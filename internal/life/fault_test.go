@@ -57,7 +57,7 @@ func TestP4P7MessagesArriveOnceThroughLostConnections(t *testing.T) {
 						x.lose(loss.name, loss.fault, each)
 					}
 					x.requireOnce()
-					if each == 1 {
+					if each == 1 || b.ours { // sqlstore's second handler of a message asks for it again
 						require.Zero(t, l.server.Stats().RetryReceipts)
 					}
 				})
