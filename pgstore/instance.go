@@ -34,8 +34,8 @@ type instance struct {
 		sync.Mutex
 		open      map[*transaction]struct{}
 		groups    map[string]*cache.Overlay[value] // open app-state groups by collection
-		migrated  map[string]string                // PN user → LID user, once durable in memory order
-		readers   []*reader                        // who may put what it has read, the oldest first
+		migrated  map[string]string                // PN user → LID user, escaped; nothing is stored for the PN since
+		readers   readers                          // who may put what it has read
 		handedOut []uint32                         // ids of the last answer of GetOrGenPreKeys
 		pruned    time.Time                        // when outgoing events were last pruned
 	}
@@ -349,6 +349,9 @@ func (in *instance) transact(ctx context.Context, fn func(context.Context) error
 			}
 			if w.Op != cache.Delete && tx.wasDeleted(w.Key) {
 				continue
+			}
+			if w.Key.Type == typeIdentity && !v.Has(w.Key) {
+				in.created(v, w.Key)
 			}
 			if event, ok := w.Value.(*bufferedEventValue); ok && event.Plaintext != nil && v.Has(w.Key) {
 				return errBuffered // by another transaction meanwhile: the first one counts

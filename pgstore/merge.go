@@ -145,13 +145,14 @@ func (m *merging) unused(theirs *sessionState) error {
 	if reached == nil && theirs != nil && m.known {
 		return ErrMessageKeyUsed // it was stepped over too long ago
 	}
-	used := uint64(chain.ChainKey.Index) - 1 // the first message key that the send used, as far as is known
+	last := uint64(chain.ChainKey.Index) - 1 // the last message key that the send used
+	used := last                             // the first one, as far as is known
 	if m.known {
 		used = 0
 		if m.base != nil {
 			for _, c := range chainsOf(m.base) {
 				if sameChain(c, chain) {
-					used = uint64(c.ChainKey.Index)
+					used = min(last, uint64(c.ChainKey.Index)) // what is taken for the base may be a later version
 				}
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/wataki/whatsmeow-pgstore/cache"
@@ -15,17 +16,21 @@ import (
 // moved while a reader holds it is told to the reader, so that its Put does not bring it back, goes where it is now, and uses
 // no message key that was used meanwhile.
 //
-// Readers of which no Put comes are forgotten after a while; then a Put is taken for one of somebody who had read nothing.
+// Readers of which no Put comes are forgotten after a while; then a Put is taken for one of somebody who had read nothing. Any number of retry
+// answers may hold one key, so plain readers are kept by key, and those of one do not push out those of another.
 
 const (
-	readerAge     = 2 * time.Minute // longer than the client waits for bundles
-	readersAtMost = 64              // of each kind: more than put at once, and few enough to cost no memory
+	readerAge   = 2 * time.Minute // longer than the client waits for bundles
+	manyAtMost  = 64              // from GetManySessions, more than put at once: the client sends one message at a time
+	plainAtMost = 4096            // of one key
+	sweepEvery  = 1024            // plain readers, after which those of all keys are looked through for old ones
 )
 
 // held is what a reader holds. It is guarded by the instance's mu.
 type held struct {
 	given map[cache.Key]*recordValue // nil where there was no record
 	gone  map[cache.Key]*gone        // what of it was deleted or moved meanwhile
+	since time.Time                  // when it was given, or began to read
 }
 
 // gone is a record that was deleted, or moved to another key, while somebody holds it. Its readers share it.
@@ -39,15 +44,83 @@ func (g *gone) moved() bool { return g.to != (cache.Key{}) }
 // reader is one outside of transactions.
 type reader struct {
 	held
-	many  bool // from GetManySessions
+	plain cache.Key // what it reads, if it is not from GetManySessions
 	began time.Time
 	turn  // see turns.go
+}
+
+func (r *reader) many() bool { return r.plain == (cache.Key{}) }
+
+// readers are those outside of transactions, the oldest first. They are guarded by the instance's mu.
+type readers struct {
+	many  []*reader
+	plain map[cache.Key][]*reader
+	count int // of plain ones since all were looked through
+}
+
+// all calls fn with what each reader holds.
+func (rs *readers) all(fn func(*held)) {
+	for _, r := range rs.many {
+		fn(&r.held)
+	}
+	for _, plain := range rs.plain {
+		for _, r := range plain {
+			fn(&r.held)
+		}
+	}
+}
+
+// kept is a list without those that are too old, and without the oldest of too many.
+func kept(list []*reader, atMost int, now time.Time) []*reader {
+	over := 0
+	for over < len(list) && (len(list)-over > atMost || now.Sub(list[over].since) > readerAge) {
+		over++
+	}
+	clear(list[:over])
+	return list[over:]
+}
+
+// add notes a reader that is about to read.
+func (rs *readers) add(r *reader) {
+	if r.many() {
+		rs.many = kept(append(rs.many, r), manyAtMost, r.began)
+		return
+	}
+	if rs.plain == nil {
+		rs.plain = make(map[cache.Key][]*reader)
+	}
+	if rs.count++; rs.count >= sweepEvery {
+		rs.count = 0
+		for k, list := range rs.plain {
+			rs.set(k, kept(list, plainAtMost, r.began))
+		}
+	}
+	rs.set(r.plain, kept(append(rs.plain[r.plain], r), plainAtMost, r.began))
+}
+
+func (rs *readers) set(k cache.Key, list []*reader) {
+	if len(list) == 0 {
+		delete(rs.plain, k)
+	} else {
+		rs.plain[k] = list
+	}
+}
+
+// remove forgets a reader.
+func (rs *readers) remove(r *reader) {
+	is := func(other *reader) bool { return other == r }
+	if r.many() {
+		rs.many = slices.DeleteFunc(rs.many, is)
+	} else {
+		rs.set(r.plain, slices.DeleteFunc(rs.plain[r.plain], is))
+	}
 }
 
 // source is what is known of where a Put of a record comes from.
 type source struct {
 	by   writer
-	held *held // what the writer holds, nil if it is not known to have read anything
+	held *held  // what the writer holds, nil if it is not known to have read anything
+	done func() // to be called when the Put is visible, or has failed; once more does no harm
 }
 
 // base is what the writer had read at a key, nil for no record.
@@ -75,6 +148,7 @@ func (in *instance) goneFrom(from source, k cache.Key) *gone {
 func (in *instance) give(to *held, keys []cache.Key, records []*recordValue) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	to.since = time.Now()
 	if to.given == nil {
 		to.given = make(map[cache.Key]*recordValue, len(keys))
 	}
@@ -101,6 +175,9 @@ func (in *instance) noteGone(k, to cache.Key, record *recordValue) {
 		if at == k && (!has || given == nil && to == (cache.Key{})) {
 			return // what is made of nothing was not deleted
 		}
+		if earlier := h.gone[at]; earlier != nil && !earlier.moved() {
+			return // another one has been begun there since
+		}
 		if was == nil { // nearly always nobody holds it
 			was = &gone{to: to, reached: record.chains(k.Type)}
 		}
@@ -109,9 +186,7 @@ func (in *instance) noteGone(k, to cache.Key, record *recordValue) {
 		}
 		h.gone[at] = was
 	}
-	for _, r := range in.mu.readers {
-		tell(&r.held)
-	}
+	in.mu.readers.all(tell)
 	for tx := range in.mu.open {
 		tell(&tx.held)
 	}
@@ -125,33 +200,26 @@ func (in *instance) use(g *gone, chain, counter uint64) {
 }
 
 // reached is how far a chain of a record had got when it was gone, and since.
-func (in *instance) reached(g *gone, chain uint64) uint64 {
+func (in *instance) reached(g *gone, chain uint64) (counter uint64, known bool) {
 	if g == nil {
-		return 0
+		return 0, false
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return g.reached[chain]
+	counter, known = g.reached[chain]
+	return counter, known
 }
 
-// newReader notes somebody who is about to read.
-func (in *instance) newReader(many bool) *reader {
-	r := &reader{many: many, began: time.Now()}
+// newReader notes somebody who is about to read one key, or many.
+func (in *instance) newReader(keys []cache.Key, many bool) *reader {
+	r := &reader{began: time.Now()}
+	r.since = r.began
+	if !many {
+		r.plain = keys[0]
+	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	alike := 0
-	for _, other := range in.mu.readers {
-		if other.many == many {
-			alike++
-		}
-	}
-	in.mu.readers = append(slices.DeleteFunc(in.mu.readers, func(other *reader) bool {
-		over := other.many == many && alike >= readersAtMost
-		if over {
-			alike-- // the oldest goes
-		}
-		return over || r.began.Sub(other.began) > readerAge
-	}), r)
+	in.mu.readers.add(r)
 	return r
 }
 
@@ -159,66 +227,64 @@ func (in *instance) newReader(many bool) *reader {
 func (in *instance) forget(r *reader) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if at := slices.Index(in.mu.readers, r); at >= 0 {
-		in.mu.readers = slices.Delete(in.mu.readers, at, at+1)
-	}
+	in.mu.readers.remove(r)
 	r.end()
 }
 
 // whoRead finds the reader that a plain Put outside of transactions comes from: one whose record differs in nothing but one message sent, and then
-// it is a send; else it is a decrypt, of the version that they all hold. The reader is nil if that is nobody, or not clear.
+// it is a send; else it is a decrypt, of the version that they all hold. The reader is nil if that is nobody, or not clear; then it
+// is still known what became of the record, if that is the same for all.
 func (in *instance) whoRead(k cache.Key, put *recordValue, sends bool) (by writer, r *reader) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	var last *reader
-	same := true
-	for _, r := range slices.Backward(in.mu.readers) {
+	sameBase, sameFate := true, true
+	for _, r := range slices.Backward(in.mu.readers.plain[k]) {
 		given, holds := r.given[k]
-		if r.many || !holds {
+		if !holds {
 			continue
 		}
 		if sends && put.sentFrom(k.Type, given) {
 			return writerSend, r
 		}
-		if last != nil && last.given[k] == given || !madeOf(k, given, put) {
-			continue
-		}
-		if last == nil {
+		switch {
+		case last != nil && last.given[k] == given:
+			sameFate = sameFate && last.gone[k] == r.gone[k]
+		case !madeOf(k, given, put):
+		case last == nil:
 			last = r
-		} else {
-			same = false
+		default:
+			sameBase, sameFate = false, sameFate && last.gone[k] == r.gone[k]
 		}
 	}
 	switch {
 	case last == nil || last.given[k].sameText(put): // nobody, or it is put again as it was
 		return writerUnknown, nil
-	case same:
+	case sameBase:
 		return writerDecrypt, last
+	case sameFate && last.gone[k] != nil:
+		return writerDecrypt, &reader{held: held{gone: last.gone}, plain: k}
 	}
 	return writerDecrypt, nil
 }
 
-// sourceOf says where a plain Put comes from; done ends its reader. A transaction is looked at when it ends. Sender keys
-// of others are never sent with.
-func (in *instance) sourceOf(ctx context.Context, k cache.Key, put *recordValue, sends bool) (from source, done func()) {
+// sourceOf says where a plain Put comes from. A transaction is looked at when it ends. Sender keys of others are never sent with.
+func (in *instance) sourceOf(ctx context.Context, k cache.Key, put *recordValue, sends bool) source {
 	if in.transactionOf(ctx) != nil {
-		return source{}, func() {}
+		return source{done: func() {}}
 	}
 	by, r := in.whoRead(k, put, sends)
 	if r == nil {
-		return source{by: by}, func() {}
+		return source{by: by, done: func() {}}
 	}
-	return source{by: by, held: &r.held}, func() { in.forget(r) }
+	return source{by: by, held: &r.held, done: func() { in.forget(r) }}
 }
 
 // whoReadMany finds the reader that a PutManySessions comes from, nil if nobody has read.
 func (in *instance) whoReadMany(put []keyed) (reading *reader) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	for _, r := range slices.Backward(in.mu.readers) {
-		if !r.many {
-			continue
-		}
+	for _, r := range slices.Backward(in.mu.readers.many) {
 		holdsAll := true // a send puts nothing that it has not read
 		for _, p := range put {
 			given, holds := r.given[p.key]
@@ -263,7 +329,7 @@ func (in *instance) holder(ctx context.Context, r *reader) *held {
 func madeOf(k cache.Key, base, put *recordValue) bool {
 	if base == nil {
 		_, ok := put.ratchet()
-		return ok && k.Type == typeSession
+		return ok || k.Type == typeSenderKey
 	}
 	text, ok1 := put.read()
 	was, ok2 := base.read()
@@ -353,6 +419,16 @@ func (in *instance) move(v *view, k, to cache.Key) error {
 		v.Put(to, value)
 	}
 	return nil
+}
+
+// created notes that something is stored at an address where there was nothing: if its user was migrated, that is to be done again.
+func (in *instance) created(v *view, k cache.Key) {
+	user, _, _ := strings.Cut(k.ID, ":")
+	v.Then(func() {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		delete(in.mu.migrated, user)
+	})
 }
 
 // arrive puts a record that was at another key.

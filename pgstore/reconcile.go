@@ -61,6 +61,7 @@ func (in *instance) putRecords(ctx context.Context, wait patience, from source, 
 	count := 0
 	return in.counted(&count, in.writeMany(ctx, wait, len(records), func(v *view) error {
 		count = 0
+		v.Then(from.done) // who waits for its turn does not wait for the commit
 		for _, r := range records {
 			merged, err := in.putRecord(v, r.key, r.record, from)
 			if err != nil {
@@ -102,6 +103,7 @@ func (in *instance) putRecord(v *view, k cache.Key, record *recordValue, from so
 		return 0, nil
 	case !put.readable:
 		v.Put(k, record)
+		in.created(v, k)
 		return 0, nil
 	}
 	over := in.overSession
@@ -140,11 +142,15 @@ func (in *instance) putGone(v *view, put putting, g *gone) error {
 		return nil
 	}
 	used := uint64(0) // the first message key that it used; 0 on a chain of its own
+	chain := fingerprint(now.chain)
+	reached, known := in.reached(g, chain)
 	if base, ok := put.base.ratchet(); ok && base.sameChain(now) {
 		used = base.counter
+		if !known { // it was stepped over too long ago
+			return ErrMessageKeyUsed
+		}
 	}
-	chain := fingerprint(now.chain)
-	if in.reached(g, chain) > used {
+	if reached > used {
 		return ErrMessageKeyUsed
 	}
 	v.Then(func() { in.use(g, chain, now.counter) })
@@ -232,7 +238,7 @@ func (in *instance) mergeTexts(put putting) (result []byte, left *past, err erro
 		}
 	}
 	used := chainID(m.written.SessionState.SenderChain)
-	m.reached = in.reached(put.gone, used)
+	m.reached, _ = in.reached(put.gone, used)
 	had := chainsOf(m.stored)
 	if put.by == writerSend { // a decrypt's own new chain has not been sent on
 		had = append(had, m.written.SessionState.SenderChain)

@@ -18,7 +18,17 @@ func (s *deviceStore) PutIdentity(ctx context.Context, address string, key [32]b
 	} else if old, ok := found[*bytesValue](v, ok); ok && bytes.Equal(old.Value, key[:]) {
 		return nil
 	}
-	return s.put(ctx, patienceNone, k, &bytesValue{Value: key[:]})
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	return in.write(ctx, patienceNone, func(v *view) error {
+		if !v.Has(k) {
+			in.created(v, k)
+		}
+		v.Put(k, &bytesValue{Value: key[:]})
+		return nil
+	})
 }
 
 // DeleteAllIdentities implements [store.IdentityStore]: of the addresses "phone:*", exactly.
@@ -75,7 +85,7 @@ func (s *deviceStore) handOut(ctx context.Context, k cache.Key) (record []byte, 
 	}
 	r := new(reader)
 	if in.transactionOf(ctx) == nil {
-		r = in.newReader(false)
+		r = in.newReader([]cache.Key{k}, false)
 		if k.Type == typeSession {
 			in.takeTurn(ctx, r, []cache.Key{k})
 		}
@@ -143,7 +153,7 @@ func (s *deviceStore) GetManySessions(ctx context.Context, addresses []string) (
 	}
 	r := new(reader)
 	if in.transactionOf(ctx) == nil {
-		r = in.newReader(true)
+		r = in.newReader(keys, true)
 		in.takeTurn(ctx, r, keys)
 	}
 	sessions := make(map[string][]byte, len(addresses))
@@ -173,8 +183,8 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 		return err
 	}
 	k, put := newKey(typeSession, address), newRecord(session)
-	from, done := in.sourceOf(ctx, k, put, true)
-	defer done()
+	from := in.sourceOf(ctx, k, put, true)
+	defer from.done()
 	wait := patienceNone
 	if in.transactionOf(ctx) == nil {
 		old, known := in.base(from, k)
@@ -232,12 +242,15 @@ func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][
 	if err != nil {
 		return err
 	}
-	from := source{by: writerSend}
+	from := source{by: writerSend, done: func() {}}
 	if r := in.whoReadMany(records); r != nil && in.transactionOf(ctx) == nil {
 		from.held = &r.held
-		defer in.forget(r)
-		defer in.endTurns(r)
+		from.done = func() {
+			in.endTurns(r)
+			in.forget(r)
+		}
 	}
+	defer from.done()
 	return in.putRecords(ctx, s.sendPatience(), from, records...)
 }
 
@@ -287,47 +300,53 @@ func (s *deviceStore) MigratePNToLID(ctx context.Context, pn, lid types.JID) err
 	if err != nil {
 		return err
 	}
-	from, to := pn.SignalAddressUser(), lid.SignalAddressUser()
+	from, to := escapeID(pn.SignalAddressUser()), escapeID(lid.SignalAddressUser())
 	in.mu.Lock()
 	done := in.mu.migrated[from] == to
 	in.mu.Unlock()
 	if done {
 		return nil
 	}
+	tx := in.transactionOf(ctx)
+	migrated := func() { // not for one that is open: it may still be rolled back
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		in.mu.migrated[from] = to
+	}
 	// Nearly always there is nothing to move: then a reader's lock is enough.
-	there, tx := 0, in.transactionOf(ctx)
-	if err = in.read(ctx, func(v *view) error { there = len(addressesOf(v, from)); return nil }); err != nil {
+	there := 0
+	err = in.read(ctx, func(v *view) error {
+		if there = len(addressesOf(v, from)); there == 0 && tx == nil {
+			v.Then(migrated)
+		}
+		return nil
+	})
+	if err != nil || there == 0 {
 		return err
 	}
-	if there > 0 {
-		if err = in.write(ctx, patienceNone, func(v *view) error {
-			for _, k := range addressesOf(v, from) {
-				target := cache.Key{Type: k.Type, ID: escapeID(to) + k.ID[len(escapeID(from)):]}
-				if err := in.move(v, k, target); err != nil {
-					return err
-				}
-				if tx != nil && isRecordType(k.Type) {
-					tx.remove(k, target)
-				}
+	err = in.write(ctx, patienceNone, func(v *view) error {
+		for _, k := range addressesOf(v, from) {
+			target := cache.Key{Type: k.Type, ID: to + k.ID[len(from):]}
+			if err := in.move(v, k, target); err != nil {
+				return err
 			}
-			return nil
-		}); err != nil {
-			return err
+			if tx != nil && isRecordType(k.Type) {
+				tx.remove(k, target)
+			}
 		}
+		v.Then(migrated)
+		return nil
+	})
+	if err == nil {
 		s.c.cfg.Logger.Debug("pgstore: migrated phone number to LID", "instance", s.id, "moved", there)
 	}
-	if tx == nil { // one that is open may still be rolled back
-		in.mu.Lock()
-		in.mu.migrated[from] = to
-		in.mu.Unlock()
-	}
-	return nil
+	return err
 }
 
-// addressesOf lists what is stored for the addresses of a Signal user.
+// addressesOf lists what is stored for the addresses of a Signal user, given escaped.
 func addressesOf(v *view, user string) (found []cache.Key) {
 	for _, t := range []cache.Type{typeSession, typeIdentity, typeSenderKey} {
-		for _, id := range v.IDs(t, escapeID(user)+":") {
+		for _, id := range v.IDs(t, user+":") {
 			found = append(found, cache.Key{Type: t, ID: id})
 		}
 	}
@@ -352,8 +371,8 @@ func (s *deviceStore) PutSenderKey(ctx context.Context, group, user string, sess
 		return err
 	}
 	k, put := senderKeyKey(group, user), newRecord(session)
-	from, done := in.sourceOf(ctx, k, put, own)
-	defer done()
+	from := in.sourceOf(ctx, k, put, own)
+	defer from.done()
 	wait := patienceNone
 	if own {
 		from.by, wait = writerSend, s.sendPatience()

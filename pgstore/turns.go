@@ -37,20 +37,20 @@ func (t *turn) end() {
 
 // takeTurn waits until no reader of the other kind holds one of the sessions that r is about to read.
 func (in *instance) takeTurn(ctx context.Context, r *reader, keys []cache.Key) {
-	if !in.transacted.Load() || r.many && len(keys) < 2 {
+	if !in.transacted.Load() || r.many() && len(keys) < 2 {
 		return
 	}
 	patience, length := answerTurn, manyTurn
-	if !r.many {
+	if !r.many() {
 		patience, length = manyTurn, answerTurn
 	}
 	var others []chan struct{}
 	in.mu.Lock()
-	for _, other := range in.mu.readers {
-		if other.over != nil && other.many != r.many && r.began.Before(other.until) && overlap(keys, other.keys) {
+	in.mu.readers.with(keys, !r.many(), func(other *reader) {
+		if other.over != nil && r.began.Before(other.until) {
 			others = append(others, other.over)
 		}
-	}
+	})
 	r.turn = turn{keys: keys, until: r.began.Add(patience + length), over: make(chan struct{})}
 	in.mu.Unlock()
 	if len(others) == 0 {
@@ -72,15 +72,29 @@ func (in *instance) takeTurn(ctx context.Context, r *reader, keys []cache.Key) {
 	in.mu.Unlock()
 }
 
-// overlap says whether a send to many and an answer hold the same session; the answer holds one.
-func overlap(a, b []cache.Key) bool { return slices.Contains(a, b[0]) || slices.Contains(b, a[0]) }
+// with calls fn with the readers, sends to many or plain ones, that hold one of the sessions.
+func (rs *readers) with(keys []cache.Key, many bool, fn func(*reader)) {
+	if many {
+		for _, r := range rs.many {
+			if slices.Contains(r.keys, keys[0]) { // an answer holds one
+				fn(r)
+			}
+		}
+		return
+	}
+	for _, k := range keys {
+		for _, r := range rs.plain[k] {
+			fn(r)
+		}
+	}
+}
 
 // endTurns lets who waits for a send, or for one that came before it and has put nothing, go on.
 func (in *instance) endTurns(r *reader) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	for _, other := range in.mu.readers {
-		if other.many && r.many && other.over != nil && !other.began.After(r.began) && slices.ContainsFunc(other.keys, func(k cache.Key) bool {
+	for _, other := range in.mu.readers.many {
+		if other.over != nil && !other.began.After(r.began) && slices.ContainsFunc(other.keys, func(k cache.Key) bool {
 			_, mine := r.given[k]
 			return mine
 		}) {
