@@ -87,7 +87,7 @@ func (k *killing) round() {
 func (k *killing) compare() {
 	k.t.Helper()
 	require.NoError(k.t, k.server.Wait(k.ctx, func() bool { return !k.device.Connected() }))
-	require.NoError(k.t, k.server.WaitIdle(k.ctx))
+	require.NoError(k.t, k.server.WaitPhones(k.ctx))
 	stored := k.db.buffered()
 	for _, message := range k.device.Acknowledged() {
 		if key := base64.RawURLEncoding.EncodeToString(message.EventKey[:]); message.Read && stored[key] == 0 {
