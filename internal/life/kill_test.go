@@ -119,6 +119,7 @@ func TestP3P4P5KilledAgainAndAgain(t *testing.T) {
 			rng := random(t)
 			l := paired(t, c.backend, func(s *settings) { s.Answer = true }, c.set)
 			l.troubles = []string{noConnection} // it is told to write before it has logged in
+			l.upToDate()
 			l.quit()
 			k := newKilling(l, rng)
 			for range c.rounds {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/proto/waE2E"
 	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
@@ -30,8 +32,8 @@ var (
 )
 
 const (
-	patience = 3 * time.Minute // two cores are shared with much else
-	tick     = 20 * time.Millisecond
+	patience = 3 * time.Minute        // two cores are shared with much else
+	tick     = 100 * time.Millisecond // between looks at the database
 )
 
 // backend is a store under test.
@@ -72,6 +74,7 @@ type life struct {
 
 	started  int      // children
 	troubles []string // causes that the test gives the child's sends to fail for a while
+	warnings []string // parts of lines that the test gives somebody cause to log
 	seen     struct {
 		sync.Mutex
 		events  []event
@@ -95,8 +98,10 @@ func newLifeOn(t testing.TB, b backend, dsn string, edit ...func(*settings)) *li
 	l.db = newDatabase(t, b, l.dsn)
 	l.seen.changed = make(chan struct{})
 	t.Cleanup(l.requireNoTrouble)
+	t.Cleanup(l.requireNoWarning)
 	var err error
-	l.server, err = waserver.New(waserver.Config{Grace: 300 * time.Millisecond})
+	log := slog.New(&serverLog{slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}), l})
+	l.server, err = waserver.New(waserver.Config{Grace: 300 * time.Millisecond, Logger: log})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.server.Close()) })
 	l.account = l.server.NewAccount("")
@@ -262,11 +267,28 @@ func (l *life) hello(from *waserver.Contact, text string) {
 	l.await(message(text))
 }
 
-// got reports whether the phones of all these people have got a text.
+// secret lets the contact's phone send a text with a message secret, and waits until the child has handled it.
+func (l *life) secret(from *waserver.Contact) {
+	l.t.Helper()
+	const text = "with a secret"
+	m := waserver.Conversation(text)
+	m.MessageContextInfo = &waE2E.MessageContextInfo{MessageSecret: make([]byte, 32)}
+	_, err := from.Send(l.account.LID(), m)
+	require.NoError(l.t, err)
+	l.await(message(text))
+}
+
+// got reports whether all devices of all these people have got a text.
 func got(people []*waserver.Contact, text string) bool {
-	return !slices.ContainsFunc(people, func(who *waserver.Contact) bool {
-		return !slices.ContainsFunc(who.Received(), func(r waserver.Received) bool { return r.Text == text && r.Device.Device == 0 })
-	})
+	for _, who := range people {
+		received := who.Received()
+		for _, d := range who.Devices() {
+			if !slices.ContainsFunc(received, func(r waserver.Received) bool { return r.Text == text && r.Device == d.LID() }) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // heard waits until the contact has got a text on all its devices.
