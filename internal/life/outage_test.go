@@ -77,7 +77,9 @@ func live(t *testing.T, b backend, day badDay) {
 		l.set.DSN = proxy.DSN
 		happen = func() { day.network(l, proxy) }
 	}
-	l.troubles = []string{day.trouble}
+	if day.trouble != "" {
+		l.troubles = []string{day.trouble}
+	}
 	l.start()
 	l.pair()
 	k := &talking{life: l, in: make(map[string][]*waserver.Contact), out: make(map[string][]*waserver.Contact)}
