@@ -16,6 +16,7 @@ type Stats struct {
 	Logins            int // logins of paired devices
 	RefusedLogins     int // logins, or uploads of keys, that did not fit what was paired
 	Replaced          int // connections that a later one of the same device ended
+	Unread            int // connections on which clients may have sent something that was not read, and so is not in the record
 	KeepAlives        int // pings of clients
 	Redelivered       int // stanzas that were sent again since they were not acknowledged
 	Duplicated        int // stanzas that a fault sent twice
