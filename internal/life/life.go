@@ -5,6 +5,7 @@ package life
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -321,6 +322,21 @@ func (l *life) settle() {
 	}
 }
 
+// acknowledgedAndMissing is what the client has acknowledged and is not in the database, now that it is dead, by the keys of the event
+// buffer. What it had written to its connection comes in first.
+func (l *life) acknowledgedAndMissing() map[string]bool {
+	l.t.Helper()
+	require.NoError(l.t, l.server.Wait(l.ctx, func() bool { return !l.device.Connected() }))
+	require.NoError(l.t, l.server.WaitPhones(l.ctx))
+	stored, missing := l.db.buffered(), make(map[string]bool)
+	for _, message := range l.device.Acknowledged() {
+		if key := base64.RawURLEncoding.EncodeToString(message.EventKey[:]); message.Read && stored[key] == 0 {
+			missing[key] = true
+		}
+	}
+	return missing
+}
+
 // random is what a test draws from. The seed is logged.
 func random(t testing.TB) *rand.Rand {
 	seed := cmp.Or(*seedFlag, rand.Uint64())
@@ -338,6 +354,14 @@ func (l *life) requireOnePairing() {
 	require.Zero(l.t, stats.BadIdentities, "bad identities")
 	require.Empty(l.t, stats.UnknownNodes)
 	require.Empty(l.t, stats.UnknownIQs)
+}
+
+// requireNobodyLeftOut requires that on pgstore the client has encrypted each message for all devices that it was for.
+func (l *life) requireNobodyLeftOut() {
+	l.t.Helper()
+	if l.backend.ours {
+		require.Zero(l.t, l.server.Stats().PHashMismatches, "messages with other recipients than there are")
+	}
 }
 
 // requireNoTrouble requires that on pgstore no send failed, unless the test gave cause to. It says how many did, for which cause.
