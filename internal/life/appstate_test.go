@@ -140,7 +140,7 @@ func TestP2APatchSurvivesADeathBetweenTheCallsThatStoreIt(t *testing.T) {
 				l.change(appstate.Contact(person(1), "A", "A changed"), appstate.Remove(appstate.Contact(person(2), "", "")), appstate.Contact(person(3), "C", "C"))
 				l.set.DieAfter = method
 				l.start()
-				l.ended()
+				require.EqualError(t, l.ended(), killed) // by itself
 				l.set.DieAfter = ""
 				l.start()
 				l.await(ofKind(saidConnected))

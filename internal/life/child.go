@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/rs/zerolog"
 	signallogger "go.mau.fi/libsignal/logger"
 	"go.mau.fi/whatsmeow"
 	"go.mau.fi/whatsmeow/store"
@@ -31,7 +32,9 @@ func childMain() bool {
 	signallogger.Debug() // libsignal sets its default logger at the first use, without a lock
 	c := &child{ctx: context.Background(), out: json.NewEncoder(os.Stdout)}
 	os.Stdout = os.Stderr // where waLog writes to
-	c.log = waLog.Stdout("child", "WARN", false)
+	c.log = &heardLog{waLog.Stdout("child", "WARN", false), c}
+	ofContexts := zerolog.New(c).Level(zerolog.WarnLevel)
+	zerolog.DefaultContextLogger = &ofContexts // some lines go there
 	err := json.Unmarshal([]byte(encoded), &c.settings)
 	if err == nil {
 		err = c.run()

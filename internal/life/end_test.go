@@ -4,7 +4,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"go.mau.fi/whatsmeow/proto/waE2E"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver/appstate"
@@ -18,11 +17,7 @@ func busy(t *testing.T, b backend) (*life, *waserver.Contact) {
 	friend.GrantPrivacyToken(l.account, []byte("token"))
 	group := l.server.NewGroup(waserver.GroupConfig{}, l.account.Contact, friend)
 	l.talk(friend, "hello")
-	secret := waserver.Conversation("with a secret")
-	secret.MessageContextInfo = &waE2E.MessageContextInfo{MessageSecret: make([]byte, 32)}
-	_, err := friend.Devices()[0].Send(l.account.LID(), secret)
-	require.NoError(t, err)
-	l.await(message("with a secret"))
+	l.secret(friend)
 	l.say(group.JID(), "everybody")
 	l.heard(friend, "everybody")
 	l.settle()
@@ -82,6 +77,7 @@ func TestP9RemovedWhileAwayLeavesNothing(t *testing.T) {
 func TestP6ReplacedByAnotherConnectionKeepsEverything(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
 		l, friend := busy(t, b)
+		l.warnings = []string{takenOver}
 		identities, creds := l.db.count("identity"), l.db.count("creds")
 		first := l.process
 		l.start()
@@ -92,8 +88,9 @@ func TestP6ReplacedByAnotherConnectionKeepsEverything(t *testing.T) {
 		_, err := first.try(command{Do: doSend, To: friend.LID(), Text: "from the first"})
 		require.Error(t, err)
 		if _, err = first.try(command{Do: doQuit}); err != nil {
-			require.ErrorContains(t, err, "taken by another owner", "what it could not save")
+			require.ErrorContains(t, err, takenOver, "what it could not save")
 		}
+		require.NoError(t, first.ended())
 		l.talk(friend, "to the second again")
 		require.Equal(t, identities, l.db.count("identity"))
 		require.Equal(t, creds, l.db.count("creds"))

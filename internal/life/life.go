@@ -5,8 +5,10 @@ package life
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"flag"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/proto/waE2E"
 	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
@@ -30,8 +33,8 @@ var (
 )
 
 const (
-	patience = 3 * time.Minute // two cores are shared with much else
-	tick     = 20 * time.Millisecond
+	patience = 3 * time.Minute        // two cores are shared with much else
+	tick     = 100 * time.Millisecond // between looks at the database
 )
 
 // backend is a store under test.
@@ -72,6 +75,7 @@ type life struct {
 
 	started  int      // children
 	troubles []string // causes that the test gives the child's sends to fail for a while
+	warnings []string // parts of lines that the test gives somebody cause to log
 	seen     struct {
 		sync.Mutex
 		events  []event
@@ -95,8 +99,10 @@ func newLifeOn(t testing.TB, b backend, dsn string, edit ...func(*settings)) *li
 	l.db = newDatabase(t, b, l.dsn)
 	l.seen.changed = make(chan struct{})
 	t.Cleanup(l.requireNoTrouble)
+	t.Cleanup(l.requireNoWarning)
 	var err error
-	l.server, err = waserver.New(waserver.Config{Grace: 300 * time.Millisecond})
+	log := slog.New(&serverLog{slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}), l})
+	l.server, err = waserver.New(waserver.Config{Grace: 300 * time.Millisecond, Logger: log})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.server.Close()) })
 	l.account = l.server.NewAccount("")
@@ -262,11 +268,28 @@ func (l *life) hello(from *waserver.Contact, text string) {
 	l.await(message(text))
 }
 
-// got reports whether the phones of all these people have got a text.
+// secret lets the contact's phone send a text with a message secret, and waits until the child has handled it.
+func (l *life) secret(from *waserver.Contact) {
+	l.t.Helper()
+	const text = "with a secret"
+	m := waserver.Conversation(text)
+	m.MessageContextInfo = &waE2E.MessageContextInfo{MessageSecret: make([]byte, 32)}
+	_, err := from.Send(l.account.LID(), m)
+	require.NoError(l.t, err)
+	l.await(message(text))
+}
+
+// got reports whether all devices of all these people have got a text.
 func got(people []*waserver.Contact, text string) bool {
-	return !slices.ContainsFunc(people, func(who *waserver.Contact) bool {
-		return !slices.ContainsFunc(who.Received(), func(r waserver.Received) bool { return r.Text == text && r.Device.Device == 0 })
-	})
+	for _, who := range people {
+		received := who.Received()
+		for _, d := range who.Devices() {
+			if !slices.ContainsFunc(received, func(r waserver.Received) bool { return r.Text == text && r.Device == d.LID() }) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // heard waits until the contact has got a text on all its devices.
@@ -299,6 +322,21 @@ func (l *life) settle() {
 	}
 }
 
+// acknowledgedAndMissing is what the client has acknowledged and is not in the database, now that it is dead, by the keys of the event
+// buffer. What it had written to its connection comes in first.
+func (l *life) acknowledgedAndMissing() map[string]bool {
+	l.t.Helper()
+	require.NoError(l.t, l.server.Wait(l.ctx, func() bool { return !l.device.Connected() }))
+	require.NoError(l.t, l.server.WaitPhones(l.ctx))
+	stored, missing := l.db.buffered(), make(map[string]bool)
+	for _, message := range l.device.Acknowledged() {
+		if key := base64.RawURLEncoding.EncodeToString(message.EventKey[:]); message.Read && stored[key] == 0 {
+			missing[key] = true
+		}
+	}
+	return missing
+}
+
 // random is what a test draws from. The seed is logged.
 func random(t testing.TB) *rand.Rand {
 	seed := cmp.Or(*seedFlag, rand.Uint64())
@@ -316,6 +354,14 @@ func (l *life) requireOnePairing() {
 	require.Zero(l.t, stats.BadIdentities, "bad identities")
 	require.Empty(l.t, stats.UnknownNodes)
 	require.Empty(l.t, stats.UnknownIQs)
+}
+
+// requireNobodyLeftOut requires that on pgstore the client has encrypted each message for all devices that it was for.
+func (l *life) requireNobodyLeftOut() {
+	l.t.Helper()
+	if l.backend.ours {
+		require.Zero(l.t, l.server.Stats().PHashMismatches, "messages with other recipients than there are")
+	}
 }
 
 // requireNoTrouble requires that on pgstore no send failed, unless the test gave cause to. It says how many did, for which cause.

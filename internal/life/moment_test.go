@@ -61,6 +61,7 @@ func TestP5P6AnotherProcessMayLogInAtTheMomentOfThePairing(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				l := newLife(t, b)
+				l.warnings = []string{takenOver} // by the second process
 				l.start()
 				l.scan()
 				l.await(ofKind(saidPaired))

@@ -20,6 +20,7 @@ type exchange struct {
 	again    bool            // the handler may see a message again: it is not through with it when its connection ends
 	in       []string
 	out      map[string]*waserver.Contact // to whom; nil for all
+	spoilt   map[string]bool              // texts of either side that the other one cannot read at first, since it has lost what it needs
 	pending  []<-chan event
 }
 
@@ -113,6 +114,41 @@ func (x *exchange) requireOnce() {
 		len(x.in), again, len(x.out), stats.Ciphertexts, stats.RetryReceipts, stats.RetryAnswers, lost)
 	x.requireOnePairing()
 	x.requireNothingReused()
+	x.requireNobodyLeftOut()
+	if x.backend.ours {
+		x.requireFewRetries()
+	}
+}
+
+// requireFewRetries requires that nothing was asked for again but what was spoilt, by a contact once and by the client twice: its first
+// retry receipt has no keys.
+func (x *exchange) requireFewRetries() {
+	x.t.Helper()
+	const byClient = 2
+	texts := make(map[string]string) // by message id
+	for _, who := range x.people {
+		for _, r := range who.Received() {
+			texts[r.ID] = r.Text
+		}
+	}
+	for _, e := range x.events(ofKind(saidMessage)) {
+		texts[e.ID] = e.Text
+	}
+	spoilt := 0
+	for _, who := range x.people {
+		for _, e := range who.Undecryptable() {
+			spoilt++
+			require.True(x.t, x.spoilt[texts[e.ID]] && e.Recovered && e.Attempts == 1, "%q could not be read: %+v", texts[e.ID], e)
+		}
+	}
+	asked := make(map[string]int)
+	for _, e := range x.events(ofKind(saidUndecryptable)) {
+		asked[texts[e.ID]]++
+		require.True(x.t, x.spoilt[texts[e.ID]] && asked[texts[e.ID]] <= byClient, "%q could not be read by the client", texts[e.ID])
+	}
+	stats := x.server.Stats()
+	require.LessOrEqual(x.t, stats.RetryReceipts, byClient*len(asked))
+	require.LessOrEqual(x.t, stats.RetryAnswers, spoilt)
 }
 
 func TestP1P4DirectMessagesArriveOnce(t *testing.T) {
@@ -120,7 +156,7 @@ func TestP1P4DirectMessagesArriveOnce(t *testing.T) {
 		rng := random(t)
 		l := paired(t, b)
 		l.troubles = []string{keyUsed}
-		x := &exchange{life: l, out: make(map[string]*waserver.Contact)}
+		x := &exchange{life: l, out: make(map[string]*waserver.Contact), spoilt: make(map[string]bool)}
 		for i := range 10 {
 			x.people = append(x.people, l.server.NewContact(waserver.ContactConfig{Devices: 1 + i%3}))
 		}
@@ -129,24 +165,24 @@ func TestP1P4DirectMessagesArriveOnce(t *testing.T) {
 		for i := range 100 {
 			friend := x.people[i%len(x.people)]
 			device, inFirst := rng.IntN(len(friend.Devices())), (i/len(x.people)+i)%2 == 0 // whoever begins sends the first message
+			in, out := fmt.Sprint("in ", i), fmt.Sprint("out ", i)
 			switch i {
 			case 30, 60: // the contact begins anew, and cannot read what comes until it was asked for again
 				x.quiet()
 				friend.Devices()[0].ForgetSession(l.device)
-				inFirst = false
+				inFirst, x.spoilt[out] = false, true
 			case 45: // likewise with a new identity
 				x.quiet()
 				friend.Reinstall(friend.Devices()[0], true)
-				inFirst = false
+				inFirst, x.spoilt[out] = false, true
 			case 52, 75: // the client begins anew
 				x.quiet()
 				l.do(command{Do: doForget, To: friend.LID()})
-				device, inFirst = 0, true
+				device, inFirst, x.spoilt[in] = 0, true, true
 			}
 			if i%10 == 7 {
 				l.server.Inject(waserver.Fault{Action: faults[rng.IntN(len(faults))], Delay: 100 * time.Millisecond})
 			}
-			in, out := fmt.Sprint("in ", i), fmt.Sprint("out ", i)
 			if inFirst {
 				if i < len(x.people) {
 					began++
@@ -156,6 +192,9 @@ func TestP1P4DirectMessagesArriveOnce(t *testing.T) {
 			} else {
 				x.send(friend, out)
 				x.receive(friend, device, in)
+			}
+			if x.spoilt[in] || x.spoilt[out] {
+				x.quiet() // so that nothing else is
 			}
 			if i%len(x.people) == len(x.people)-1 {
 				x.sent() // so many at once are enough
@@ -193,7 +232,7 @@ func TestP1P4GroupMessagesArriveOnce(t *testing.T) {
 				t.Parallel()
 				l := paired(t, b)
 				l.troubles = []string{keyUsed}
-				x := &exchange{life: l, out: make(map[string]*waserver.Contact)}
+				x := &exchange{life: l, out: make(map[string]*waserver.Contact), spoilt: make(map[string]bool)}
 				rest := size.devices - 2 // the phone's and the client's
 				for ; rest > 0; rest -= 2 {
 					x.people = append(x.people, l.server.NewContact(waserver.ContactConfig{Devices: min(2, rest)}))
@@ -205,6 +244,7 @@ func TestP1P4GroupMessagesArriveOnce(t *testing.T) {
 					if i == size.messages/4 {
 						x.quiet()
 						friend.Reinstall(friend.Devices()[0], true)
+						x.spoilt[fmt.Sprint("out ", i)] = true
 						x.send(nil, fmt.Sprint("out ", i))
 						x.quiet() // it has asked for it again
 						x.receive(friend, 0, fmt.Sprint("in ", i))

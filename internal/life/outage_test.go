@@ -19,6 +19,7 @@ import (
 type badDay struct {
 	name    string
 	trouble string                     // for the client's sends
+	away    bool                       // nothing can be written for a while
 	restart func(*pgtest.Container)    // to a server of its own
 	network func(*life, *pgtest.Proxy) // between the client and the server
 }
@@ -26,12 +27,12 @@ type badDay struct {
 var badDays = []badDay{
 	{name: "restarted", restart: (*pgtest.Container).Restart},
 	{name: "killed and restarted", restart: (*pgtest.Container).Kill},
-	{name: "away", network: func(_ *life, p *pgtest.Proxy) {
+	{name: "away", away: true, network: func(_ *life, p *pgtest.Proxy) {
 		p.Down()
 		time.Sleep(*awayFlag)
 		p.Up()
 	}},
-	{name: "silent", network: func(_ *life, p *pgtest.Proxy) {
+	{name: "silent", away: true, network: func(_ *life, p *pgtest.Proxy) {
 		p.Hang()
 		time.Sleep(*awayFlag)
 		p.Down() // the connections that hung are of no use any more
@@ -77,7 +78,9 @@ func live(t *testing.T, b backend, day badDay) {
 		l.set.DSN = proxy.DSN
 		happen = func() { day.network(l, proxy) }
 	}
-	l.troubles = []string{day.trouble}
+	if day.trouble != "" {
+		l.troubles = []string{day.trouble}
+	}
 	l.start()
 	l.pair()
 	k := &talking{life: l, in: make(map[string][]*waserver.Contact), out: make(map[string][]*waserver.Contact)}
@@ -87,15 +90,21 @@ func live(t *testing.T, b backend, day badDay) {
 		k.friends = append(k.friends, friend)
 	}
 	k.group = l.server.NewGroup(waserver.GroupConfig{}, slices.Concat([]*waserver.Contact{l.account.Contact}, k.friends)...)
-	before := k.talkUntil(time.After(500 * time.Millisecond))
+	k.took("before", k.talkUntil(time.After(500*time.Millisecond)))
 	over := make(chan time.Time)
 	go func() {
 		defer close(over) // also when it fails the test
 		happen()
 	}()
 	meanwhile := k.talkUntil(over)
-	after := k.talkUntil(time.After(500 * time.Millisecond))
-	k.check(before, meanwhile, after)
+	slowest := k.took("meanwhile", meanwhile)
+	if b.ours && day.away {
+		require.GreaterOrEqual(t, slowest, *awayFlag/2, "nothing has waited for the database")
+	}
+	k.settle()
+	k.took("after", k.talkUntil(time.After(500*time.Millisecond)))
+	k.check()
+	k.comeBack()
 }
 
 // talking is a client that answers and writes, and how long it takes for that.
@@ -140,25 +149,53 @@ func (k *talking) talkUntil(over <-chan time.Time) (own []sending) {
 	}
 }
 
-// check waits until all is quiet, and holds the store against what it promises.
-func (k *talking) check(phases ...[]sending) {
+// took waits until all of a phase is sent, and says how long that took; it returns the longest time.
+func (k *talking) took(phase string, sends []sending) time.Duration {
 	k.t.Helper()
-	latency := ""
-	for i, name := range []string{"before", "meanwhile", "after"} {
-		var took []time.Duration
-		for _, s := range phases[i] {
-			select {
-			case e := <-s.done:
-				require.Empty(k.t, e.Error)
-				took = append(took, e.At.Sub(s.began))
-			case <-k.ctx.Done():
-				require.Fail(k.t, "a message was not sent", "%q, %s", s.text, name)
-			}
+	var took []time.Duration
+	for _, s := range sends {
+		select {
+		case e := <-s.done:
+			require.Empty(k.t, e.Error)
+			took = append(took, e.At.Sub(s.began))
+		case <-k.ctx.Done():
+			require.Fail(k.t, "a message was not sent", "%q, %s", s.text, phase)
 		}
-		require.NotEmpty(k.t, took, "sends %s", name)
-		slices.Sort(took)
-		latency += fmt.Sprintf("; %s %d sends took %v at the median and %v at the most", name, len(took), took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
 	}
+	require.NotEmpty(k.t, took, "sends %s", phase)
+	slices.Sort(took)
+	longest := took[len(took)-1]
+	k.t.Logf("%s: %d sends took %v at the median and %v at the most", phase, len(took), took[len(took)/2].Round(time.Millisecond), longest.Round(time.Millisecond))
+	return longest
+}
+
+// comeBack kills the client after its bad day. The next one can talk to everybody, and everything that was acknowledged is there.
+func (k *talking) comeBack() {
+	k.t.Helper()
+	k.kill()
+	if missing := k.acknowledgedAndMissing(); k.backend.ours {
+		require.Empty(k.t, missing, "messages that were acknowledged and are not in the database")
+	} else {
+		k.t.Logf("%d acknowledged and not in the event buffer", len(missing))
+	}
+	k.start()
+	k.await(ofKind(saidConnected))
+	for _, friend := range k.friends {
+		k.hello(friend, "at last, from "+friend.PN().User)
+		k.say(friend.LID(), "at last, to "+friend.PN().User)
+		k.out["at last, to "+friend.PN().User] = []*waserver.Contact{friend}
+		_, err := friend.SendText(k.group.JID(), "at last, to all, from "+friend.PN().User)
+		require.NoError(k.t, err)
+		k.in["at last, to all, from "+friend.PN().User] = k.friends
+	}
+	k.say(k.group.JID(), "at last, to all")
+	k.out["at last, to all"] = k.friends
+	k.check()
+}
+
+// check waits until all is quiet, and holds the store against what it promises.
+func (k *talking) check() {
+	k.t.Helper()
 	k.settle()
 	handled := k.handled()
 	lost, unanswered, unread := 0, 0, 0
@@ -175,10 +212,11 @@ func (k *talking) check(phases ...[]sending) {
 		}
 	}
 	stats := k.server.Stats()
-	k.t.Logf("%d in, %d out: %d never handled, %d never answered, %d never read; %d retry receipts of the client, %d answers of it to such%s",
-		len(k.in), len(k.out), lost, unanswered, unread, stats.RetryReceipts, stats.RetryAnswers, latency)
+	k.t.Logf("%d in, %d out: %d never handled, %d never answered, %d never read; %d retry receipts of the client, %d answers of it to such",
+		len(k.in), len(k.out), lost, unanswered, unread, stats.RetryReceipts, stats.RetryAnswers)
 	k.requireOnePairing()
 	k.requireNothingReused()
+	k.requireNobodyLeftOut()
 	if !k.backend.ours {
 		return // what it could not decrypt while its database was away it has acknowledged
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
@@ -64,13 +65,15 @@ func TestP9PairedAgainUnderTheSameNameNothingOfTheOldLifeRemains(t *testing.T) {
 				group := l.server.NewGroup(waserver.GroupConfig{}, l.account.Contact, friend)
 				friend.GrantPrivacyToken(l.account, []byte("token"))
 				l.talk(friend, "old life")
+				l.secret(friend)
 				l.say(group.JID(), "old group")
 				l.heard(friend, "old group")
-				require.NoError(t, l.server.WaitIdle(l.ctx))
+				l.settle()
 				l.do(command{Do: doFlush})
 				old, first := l.db.rows(), l.device
-				require.NotZero(t, l.db.count("session"))
-				require.NotZero(t, l.db.count("sender_key"))
+				for _, kind := range []string{"session", "identity", "sender_key", "message_secret"} {
+					require.NotZero(t, l.db.count(kind), kind)
+				}
 
 				l.device.Unlink()
 				l.await(ofKind(saidLoggedOut))
@@ -83,12 +86,18 @@ func TestP9PairedAgainUnderTheSameNameNothingOfTheOldLifeRemains(t *testing.T) {
 					l.look()
 					l.do(command{Do: doReopen})
 				} else {
-					l.kill()
+					if again != "after a kill at once" {
+						l.kill()
+					}
 					l.start()
 				}
 				l.pairAgain()
 				require.NotEqual(t, first.PN(), l.device.PN())
 				l.requireNothingOf(old)
+				l.requireNothingAbout(friend)
+				l.settle()
+				l.do(command{Do: doFlush})
+				l.requireNothingAbout(friend) // no late write came
 				l.talk(friend, "new life")
 				l.restart()
 				l.talk(friend, "new life goes on")
@@ -97,6 +106,20 @@ func TestP9PairedAgainUnderTheSameNameNothingOfTheOldLifeRemains(t *testing.T) {
 			})
 		}
 	}
+}
+
+// requireNothingAbout requires that the new life, in which nobody has written yet, knows nothing of what was said in the old one, be it
+// changed or not.
+func (l *life) requireNothingAbout(friend *waserver.Contact) {
+	l.t.Helper()
+	for _, d := range friend.Devices() {
+		for _, of := range []types.JID{d.LID(), d.PN()} {
+			require.Zero(l.t, l.db.about("session", of.SignalAddress().String()), "sessions of %s", of)
+			require.Zero(l.t, l.db.about("identity", of.SignalAddress().String()), "identities of %s", of)
+		}
+	}
+	require.Zero(l.t, l.db.count("sender_key"), "sender keys")
+	require.Zero(l.t, l.db.count("message_secret"), "message secrets")
 }
 
 // requireNothingOf requires that no row of an earlier life is there. What the new one honestly wrote again is not one: who the same

@@ -27,6 +27,9 @@ type process struct {
 	races  string // the beginning of a file's name
 	hear   func(event)
 	over   chan struct{} // closed when all that the child has said was heard
+	failed error         // what could not be heard, once it is over
+	cut    string        // likewise its last line, if it is none: a kill may cut it
+	gone   bool          // somebody has waited for its end
 
 	mu      sync.Mutex
 	in      io.WriteCloser
@@ -67,10 +70,11 @@ func (p *process) listen(out io.Reader) {
 	defer close(p.over)
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
+	for p.cut == "" && lines.Scan() {
 		e := event{At: time.Now(), Process: p.number}
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			continue // a line that a kill has cut
+		if json.Unmarshal(lines.Bytes(), &e) != nil {
+			p.cut = lines.Text()
+			continue
 		}
 		if e.Kind == saidDone {
 			p.mu.Lock()
@@ -80,6 +84,9 @@ func (p *process) listen(out io.Reader) {
 			answer <- e
 		}
 		p.hear(e)
+	}
+	if p.failed = lines.Err(); p.failed == nil && lines.Scan() {
+		p.failed = fmt.Errorf("the child said something unheard of: %q", p.cut)
 	}
 }
 
@@ -120,34 +127,48 @@ func (p *process) do(cmd command) event {
 	return e
 }
 
-// kill ends the child with SIGKILL and returns when all that it had said was heard.
+// killed is how a child ends that was killed.
+const killed = "signal: killed"
+
+// kill ends the child with SIGKILL and returns when all that it had said was heard. A child that has ended before has crashed.
 func (p *process) kill() {
+	p.t.Helper()
 	_ = p.cmd.Process.Kill()
-	<-p.over
-	_ = p.cmd.Wait()
+	require.EqualError(p.t, p.ended(), killed)
 }
 
-// ended waits for the child to end by itself.
-func (p *process) ended() {
+// ended waits for the child to end, and returns how it did.
+func (p *process) ended() error {
 	p.t.Helper()
 	select {
 	case <-p.over:
 	case <-time.After(patience):
 		require.Fail(p.t, "the child did not end")
 	}
+	require.NoError(p.t, p.failed)
+	p.gone = true
+	return p.cmd.Wait()
 }
 
 // quit ends the child in an orderly way.
 func (p *process) quit() {
 	p.t.Helper()
 	p.do(command{Do: doQuit})
-	p.ended()
-	require.NoError(p.t, p.cmd.Wait())
+	require.NoError(p.t, p.ended())
+	require.Empty(p.t, p.cut)
 }
 
 // end kills the child if it still lives, looks for races, and shows what it wrote if the test has failed.
 func (p *process) end() {
-	p.kill()
+	defer p.show()
+	defer p.requireNoRace()
+	if !p.gone {
+		p.kill()
+	}
+}
+
+// requireNoRace requires that the child has reported no race of ours.
+func (p *process) requireNoRace() {
 	reports, _ := filepath.Glob(p.races + ".*")
 	for _, name := range reports {
 		report, err := os.ReadFile(name)
@@ -160,6 +181,10 @@ func (p *process) end() {
 			}
 		}
 	}
+}
+
+// show shows what the child wrote if the test has failed.
+func (p *process) show() {
 	if p.t.Failed() {
 		said, _ := os.ReadFile(p.stderr)
 		lines := strings.Split(string(said), "\n")

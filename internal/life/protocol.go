@@ -87,6 +87,7 @@ const (
 	saidLoggedOut     = "logged out"
 	saidReplaced      = "replaced"
 	saidTrouble       = "trouble" // Text could not be sent
+	saidLog           = "log"     // the client, the store or the server warned of Text
 	saidSynced        = "synced"  // the collection Text was fetched whole
 	saidUnsynced      = "unsynced"
 )

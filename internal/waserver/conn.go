@@ -8,10 +8,12 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/coder/websocket"
@@ -41,6 +43,7 @@ type conn struct {
 	device   *Device       // who it is, once logged in
 	pairing  *registration // what an unpaired client said of itself
 	active   bool          // the client asked for its messages
+	upload   *upload       // the last one of pre-keys
 	deaf     bool          // what comes in goes into the record and nowhere else: as far as the client can tell it was lost
 	finished bool          // nothing but the end of the connection comes any more
 	ended    time.Time     // since when that is so
@@ -130,7 +133,19 @@ func (c *conn) serve() {
 		return
 	}
 	c.open(secret.payload)
-	s.log.Debug("waserver: connection ended", "error", c.read())
+	c.over(c.read())
+}
+
+// over notes why a connection is over. If it was not its client that ended it, then the client may have sent what was not read.
+func (c *conn) over(why error) {
+	s := c.server
+	s.log.Debug("waserver: connection ended", "error", why)
+	if errors.Is(why, io.EOF) || errors.Is(why, io.ErrUnexpectedEOF) || errors.Is(why, syscall.ECONNRESET) || s.ctx.Err() != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.stats.Unread++
 }
 
 // read handles what comes in until the connection ends, and returns why it did.
@@ -169,7 +184,7 @@ func (c *conn) read() error {
 }
 
 // write sends what is in the queue until the connection ends. When the client is gone nothing can be sent any more, but what it
-// sent before that may still wait to be read: its reader has a while for that.
+// sent before that may still wait to be read: the reader comes to the end of that by itself.
 func (c *conn) write() {
 	counter := uint32(0)
 	for {
@@ -188,12 +203,13 @@ func (c *conn) write() {
 				return
 			}
 			data, err := waBinary.Marshal(next.node)
-			if err == nil {
-				err = writeFrame(c.rw, c.secret.toClient.Seal(nil, nonce(counter), data, nil))
-			}
 			if err != nil {
+				c.server.log.Error("waserver: malformed node", "error", err)
+				c.hangUp()
+				return
+			}
+			if err = writeFrame(c.rw, c.secret.toClient.Seal(nil, nonce(counter), data, nil)); err != nil {
 				c.server.log.Debug("waserver: write failed", "error", err)
-				_ = c.rw.SetReadDeadline(time.Now().Add(c.server.cfg.Grace))
 				return
 			}
 			counter++

@@ -22,17 +22,42 @@ func (f tripper) RoundTrip(request *http.Request) (*http.Response, error) { retu
 // hold returns a function that gives the TCP connection which the client made last.
 func (c *testClient) hold(server *waserver.Server) func() *net.TCPConn {
 	var last net.Conn // set while the client connects
+	c.dial(server, func(conn net.Conn) net.Conn {
+		last = conn
+		return conn
+	})
+	return func() *net.TCPConn { return last.(*net.TCPConn) }
+}
+
+// dial has the client use what wrap makes of its TCP connections.
+func (c *testClient) dial(server *waserver.Server, wrap func(net.Conn) net.Conn) {
 	transport := &http.Transport{DisableKeepAlives: true}
-	transport.DialContext = func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-		last, err = new(net.Dialer).DialContext(ctx, network, address)
-		return last, err
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return wrap(conn), nil
 	}
 	c.SetWebsocketHTTPClient(&http.Client{Transport: tripper(func(request *http.Request) (*http.Response, error) {
 		request = request.Clone(request.Context())
 		request.URL.Scheme, request.URL.Host = "http", strings.TrimPrefix(server.Endpoint().URL, "http://")
 		return transport.RoundTrip(request)
 	})})
-	return func() *net.TCPConn { return last.(*net.TCPConn) }
+}
+
+// endless is a connection whose end is not seen for a while.
+type endless struct {
+	net.Conn
+	until <-chan struct{}
+}
+
+func (e endless) Read(p []byte) (int, error) {
+	n, err := e.Conn.Read(p)
+	if err != nil {
+		<-e.until
+	}
+	return n, err
 }
 
 // TestWhatAKilledClientSentIsRecorded resets a connection, as the death of a process does, before the server has read all that
@@ -81,4 +106,22 @@ func TestWhatAKilledClientSentIsRecorded(t *testing.T) {
 	close(killed)
 	require.NoError(t, b.server.Wait(ctx, func() bool { return !b.device.Connected() }))
 	require.Equal(t, frames, len(b.server.Record().Sent())-before)
+	require.Zero(t, b.server.Stats().Unread)
+}
+
+// TestAConnectionThatIsNotReadToItsEndIsCounted cuts the connection of a client that does not see it, and goes on writing.
+func TestAConnectionThatIsNotReadToItsEndIsCounted(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	b.client.Disconnect()
+	b.client.EnableAutoReconnect = false
+	until := make(chan struct{})
+	b.client.dial(b.server, func(conn net.Conn) net.Conn { return endless{conn, until} })
+	require.NoError(t, b.client.Connect())
+	require.NoError(t, b.server.Wait(ctx, func() bool { return b.device.Logins() == 2 && b.device.Connected() }))
+	require.Zero(t, b.server.Stats().Unread)
+	b.device.Cut()
+	require.NoError(t, b.server.Wait(ctx, func() bool { return b.server.Stats().Unread == 1 }))
+	close(until)
 }

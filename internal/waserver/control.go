@@ -3,6 +3,7 @@ package waserver
 // What tests ask the server and make it do.
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -15,6 +16,7 @@ type Stats struct {
 	Logins            int // logins of paired devices
 	RefusedLogins     int // logins, or uploads of keys, that did not fit what was paired
 	Replaced          int // connections that a later one of the same device ended
+	Unread            int // connections on which clients may have sent something that was not read, and so is not in the record
 	KeepAlives        int // pings of clients
 	Redelivered       int // stanzas that were sent again since they were not acknowledged
 	Duplicated        int // stanzas that a fault sent twice
@@ -83,19 +85,29 @@ func (d *Device) WaitConnected(ctx context.Context) error {
 // WaitIdle waits until every mailbox is empty, also that of a client that is away, and no simulated phone has anything to do. Its
 // error says what was still waited for.
 func (s *Server) WaitIdle(ctx context.Context) error {
-	var busy string
+	return s.waitFor(ctx, func() string { return cmp.Or(s.waitingLocked(), s.busyLocked()) })
+}
+
+// WaitPhones waits until no simulated phone has anything to do, whatever waits for clients. Its error says what was still waited for.
+func (s *Server) WaitPhones(ctx context.Context) error {
+	return s.waitFor(ctx, s.busyLocked)
+}
+
+// waitFor waits until nothing is in the way any more.
+func (s *Server) waitFor(ctx context.Context, inTheWayLocked func() string) error {
+	var inTheWay string
 	err := s.wait(ctx, func() bool {
-		busy = s.busyLocked()
-		return busy == ""
+		inTheWay = inTheWayLocked()
+		return inTheWay == ""
 	})
 	if err != nil {
-		return fmt.Errorf("%w: %s", err, busy)
+		return fmt.Errorf("%w: %s", err, inTheWay)
 	}
 	return nil
 }
 
-// busyLocked says who has something to do, or nothing.
-func (s *Server) busyLocked() string {
+// waitingLocked says what waits for a client, or nothing.
+func (s *Server) waitingLocked() string {
 	for _, user := range s.mu.users {
 		for _, d := range user.devices {
 			switch {
@@ -103,7 +115,17 @@ func (s *Server) busyLocked() string {
 				return fmt.Sprintf("%d stanzas for %s, which is not connected", len(d.box), d.LID())
 			case len(d.box) > 0:
 				return fmt.Sprintf("%d stanzas that %s has not acknowledged", len(d.box), d.LID())
-			case d.greeting, d.phone != nil && d.phone.busy():
+			}
+		}
+	}
+	return ""
+}
+
+// busyLocked says which phone has something to do, or nothing.
+func (s *Server) busyLocked() string {
+	for _, user := range s.mu.users {
+		for _, d := range user.devices {
+			if d.greeting || d.phone != nil && d.phone.busy() {
 				return "the phone " + user.lid.String()
 			}
 		}

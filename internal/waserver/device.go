@@ -41,6 +41,7 @@ type stanza struct {
 	node    waBinary.Node
 	sent    []*Sent // the places of its ciphertexts in the record, nil for those that no client sent
 	on      *conn   // the connection on which it was last sent
+	behind  *upload // the last one before it on that connection
 	tries   int
 	held    bool // kept back by a fault
 	swapped bool // kept back until the next one is sent
@@ -105,7 +106,7 @@ func (d *Device) transmitLocked(st *stanza) {
 	if st.tries++; st.tries > 1 {
 		s.mu.stats.Redelivered++
 	}
-	st.on = c
+	st.on, st.behind = c, c.answeredLocked()
 	if st.tries > 1 {
 		again := waBinary.Node{Tag: st.node.Tag, Attrs: waBinary.Attrs{"offline": st.tries - 1}, Content: st.node.Content}
 		for key, value := range st.node.Attrs {
@@ -162,6 +163,7 @@ func (d *Device) takeLocked(read bool, fits func(*waBinary.Node) bool) {
 	for i, st := range d.box {
 		if st.on != nil && fits(&st.node) {
 			d.box = append(d.box[:i:i], d.box[i+1:]...)
+			st.behind.seenLocked()
 			if st.node.Tag == "message" {
 				d.acknowledgeLocked(&st.node, read)
 			}

@@ -2,10 +2,10 @@ package waserver
 
 // Pre-keys of clients: the signed one, and one-time ones of which each is handed out once, in the order in which they were
 // uploaded. Everything a device ever published is remembered. An id that comes back with another public half is an error of
-// the client's store, and goes into the record. One that comes back as it was changes nothing: it is an upload that was
-// repeated. But if somebody has got the key meanwhile, then the store forgot that it was uploaded, and a server that
-// believes it would give one key to two people. A client that ends before it could take note of the upload's answer is not to
-// blame for that.
+// the client's store, and goes into the record. One that comes back as it was is an upload that was repeated: a client that ends
+// before it could take note of the answer does so. If it had the time for that, then its store forgot, and a server that
+// believes it would give one key to two people; that goes into the record too. The client had the time if it has answered to
+// something that was sent behind the answer to its upload, and a while has passed.
 
 import (
 	"encoding/binary"
@@ -44,21 +44,43 @@ type keyShelf struct {
 // published is a one-time pre-key that a device published.
 type published struct {
 	public [32]byte
-	taken  bool  // somebody got it
-	on     *conn // the connection on which it came in last, nil for a retry receipt, which the client does not wait for
-	at     time.Time
+	last   *upload // the one with which it came in last, nil for a retry receipt, which the client does not wait for
 }
 
-// noted reports whether the client must have taken note that the key was published. Server.mu must be held.
-func (p *published) noted() bool {
-	const toNote = time.Second
+// upload is an upload of one-time pre-keys.
+type upload struct {
+	on       *conn
+	answered bool      // the answer is in the queue of the connection
+	seen     time.Time // since when the client has certainly seen the answer: it has answered to something behind it
+}
+
+// seenLocked notes that the client must have seen the answer to an upload, if there was one.
+func (u *upload) seenLocked() {
+	if u != nil && u.answered && u.seen.IsZero() {
+		u.seen = time.Now()
+	}
+}
+
+// answeredLocked is the connection's last upload, if its answer is in the queue.
+func (c *conn) answeredLocked() *upload {
+	if c.upload == nil || !c.upload.answered {
+		return nil
+	}
+	return c.upload
+}
+
+// notedLocked reports whether the client must have taken note of an upload, and made that durable.
+func (u *upload) notedLocked() bool {
+	const toNote = 400 * time.Millisecond // the longest pause between two flushes is 100; two cores are shared with much else
 	switch {
-	case p.on == nil:
+	case u == nil:
 		return true
-	case p.on.finished:
-		return p.on.ended.Sub(p.at) >= toNote
+	case u.seen.IsZero():
+		return false
+	case u.on.finished:
+		return u.on.ended.Sub(u.seen) >= toNote
 	default:
-		return time.Since(p.at) >= toNote
+		return time.Since(u.seen) >= toNote
 	}
 }
 
@@ -69,22 +91,22 @@ func newKeyShelf(registrationID uint32, identity [32]byte, signed preKey) *keySh
 	}
 }
 
-// publishLocked notes that a device published a one-time pre-key, in an upload on a connection or in a retry receipt, and
-// reports whether it is new.
-func (d *Device) publishLocked(key preKey, on *conn) bool {
+// publishLocked notes that a device published a one-time pre-key, in an upload or in a retry receipt, and reports whether it is
+// new.
+func (d *Device) publishLocked(key preKey, in *upload) bool {
 	s := d.user.server
 	old := d.keys.published[key.id]
 	if old == nil {
-		d.keys.published[key.id] = &published{key.public, on == nil, on, time.Now()}
+		d.keys.published[key.id] = &published{key.public, in}
 		return true
 	}
 	s.mu.stats.PreKeysRepeated++
 	if old.public != key.public {
 		s.record.preKeyAgain(ReusedPreKey, d.LID(), key.id)
-	} else if old.taken && old.noted() {
+	} else if old.last.notedLocked() {
 		s.record.preKeyAgain(RepeatedPreKey, d.LID(), key.id)
 	}
-	old.on, old.at = on, time.Now()
+	old.last = in
 	return false
 }
 
@@ -100,9 +122,6 @@ func (d *Device) signLocked(key preKey) {
 func (d *Device) takePreKeysLocked(n int) []preKey {
 	taken := d.keys.free[:n]
 	d.keys.free = d.keys.free[n:]
-	for _, key := range taken {
-		d.keys.published[key.id].taken = true
-	}
 	return taken
 }
 
@@ -143,6 +162,7 @@ func (s *Server) encrypt(q *query) ([]waBinary.Node, *iqError) {
 	if _, ok := q.node.GetOptionalChildByTag("count"); ok {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		q.conn.upload.seenLocked() // the client asks after its uploads and before them
 		return []waBinary.Node{{Tag: "count", Attrs: waBinary.Attrs{"value": len(q.device.keys.free)}}}, nil
 	}
 	if _, ok := q.node.GetOptionalChildByTag("digest"); ok {
@@ -222,19 +242,25 @@ func (s *Server) upload(q *query) *iqError {
 	if !ok || signed.signature == nil {
 		return errBadRequest
 	}
-	list := q.node.GetChildByTag("list")
+	list, in := q.node.GetChildByTag("list"), &upload{on: q.conn}
 	for _, node := range list.GetChildrenByTag("key") {
 		key, ok := parsePreKey(&node)
 		if !ok || key.id == 0 {
 			return errBadRequest
 		}
 		s.mu.stats.PreKeysUploaded++
-		if q.device.publishLocked(key, q.conn) {
+		if q.device.publishLocked(key, in) {
 			shelf.free = append(shelf.free, key)
 		}
 	}
 	q.device.signLocked(signed)
 	shelf.signed, shelf.asked = signed, false
+	q.conn.upload = in
+	q.after = func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		in.answered = true
+	}
 	s.happenedLocked()
 	return nil
 }

@@ -68,7 +68,7 @@ const (
 	ReusedChain Reuse = "sending chain"
 	// ReusedPreKey is the id of a one-time pre-key that was published with two different keys.
 	ReusedPreKey Reuse = "pre-key id"
-	// RepeatedPreKey is a one-time pre-key that was published again after somebody had got it.
+	// RepeatedPreKey is a one-time pre-key that was published again after the client must have taken note of its upload.
 	RepeatedPreKey Reuse = "pre-key"
 	// ReusedSignedPreKey is the id of a signed pre-key that was published with two different keys.
 	ReusedSignedPreKey Reuse = "signed pre-key id"
@@ -88,7 +88,7 @@ func (f Finding) String() string {
 	case ReusedPreKey, ReusedSignedPreKey:
 		return fmt.Sprintf("%s %d of %s published with two keys", f.Kind, f.PreKey, f.Device)
 	case RepeatedPreKey:
-		return fmt.Sprintf("%s %d of %s published again after somebody got it", f.Kind, f.PreKey, f.Device)
+		return fmt.Sprintf("%s %d of %s published again after its upload was noted", f.Kind, f.PreKey, f.Device)
 	case ReusedChain:
 		return fmt.Sprintf("%s went back between two logins: %s; %s", f.Kind, f.First, f.Second)
 	}

@@ -173,7 +173,10 @@ func TestRecordFiresWhenAPreKeyIsPublishedAgain(t *testing.T) {
 	require.Empty(t, b.server.Record().Reused())
 
 	require.NoError(t, b.device.WaitConnected(ctx))
-	time.Sleep(1100 * time.Millisecond) // by now the client has taken note
+	_, err := b.server.NewContact(waserver.ContactConfig{}).SendText(b.account.LID(), "behind the answer to the upload")
+	require.NoError(t, err)
+	require.NoError(t, b.server.WaitIdle(ctx))
+	time.Sleep(500 * time.Millisecond) // by now the client has taken note
 	forget()
 	b.device.SpendPreKeys(0)
 	uploaded()
