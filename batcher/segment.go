@@ -84,6 +84,13 @@ type Ticket struct {
 // Done is closed when the group is durable or its lane stopped. It is nil for the zero Ticket.
 func (t Ticket) Done() <-chan struct{} { return t.done }
 
+// Hurry makes the group's segment urgent and does not wait.
+func (t Ticket) Hurry() {
+	if t.done != nil {
+		t.want()
+	}
+}
+
 // Wait makes the group's segment urgent and waits for it. The error is the context's, or the lane's if it stopped.
 func (t Ticket) Wait(ctx context.Context) error {
 	if t.done == nil {

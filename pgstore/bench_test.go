@@ -25,7 +25,8 @@ import (
 
 // benchStores are the stores that are measured: ours in its modes, what people use today, and the floor, which is the last.
 var benchStores = []storetest.Backend{
-	storetest.Pgstore("Durable", func(*pgstore.Config) {}),
+	storetest.Pgstore("Reserved", func(*pgstore.Config) {}),
+	storetest.Pgstore("Durable", func(cfg *pgstore.Config) { cfg.Sends = pgstore.Durable }),
 	storetest.Pgstore("WriteBehind", func(cfg *pgstore.Config) { cfg.Sends = pgstore.WriteBehind }),
 	storetest.Pgstore("DurableAcks", func(cfg *pgstore.Config) { cfg.DurableAcks = true }),
 	sqlstoreNamed("sqlstore"),

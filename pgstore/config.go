@@ -25,18 +25,25 @@ const (
 	DefaultPendingLimit  = 200_000
 	DefaultOutageWait    = 3 * time.Second
 	DefaultFlushTimeout  = 30 * time.Second
+	DefaultNewChainWait  = 2 * time.Second
+	DefaultReserve       = 64
 )
+
+// maxReserve leaves room for one unclean end within what a receiver bridges.
+const maxReserve = widestGap / 2
 
 // SendMode says what a send waits for before its message may leave.
 type SendMode int
 
 const (
+	// Reserved lets a message leave when its message key cannot come back after a crash: at once on a sending chain that the database knows, whose
+	// rows reserve counters ahead ([Config].Reserve), and as [Config].NewChains says on one that it does not know yet. This is the default.
+	Reserved SendMode = iota
 	// Durable lets a message leave when the ratchet that encrypted it is durable: one group commit per
-	// send. After a crash no message key is used twice. This is the default.
-	Durable SendMode = iota
-	// WriteBehind lets a send wait for nothing. A crash then loses the sends of the last
-	// flush interval from the ratchet, and the next messages are encrypted
-	// with message keys that were used before: the peer takes them for duplicates and drops
+	// send.
+	Durable
+	// WriteBehind lets a send wait for nothing. Message keys can only come back if more than Reserve messages left on one chain since its
+	// last flush, as in an outage: the peer takes what is encrypted with them for duplicates and drops
 	// them, and who holds both ciphertexts learns the XOR of parts of them.
 	WriteBehind
 )
@@ -80,8 +87,18 @@ type Config struct {
 
 	// SynchronousTypes names key types (values of the key_type column) whose writes return only when they are durable.
 	SynchronousTypes []string
-	// Sends says what a send waits for. Defaults to [Durable].
+	// Sends says what a send waits for. Defaults to [Reserved].
 	Sends SendMode
+	// NewChains says what the first sends on a chain that is not in the database yet wait for with Sends Reserved: until it is there (Durable, the
+	// default, also for 0), no longer than NewChainWait; or nothing (WriteBehind). After a crash the peer's answers to a chain that was
+	// lost cost a retry receipt each; no message key repeats.
+	NewChains SendMode
+	// NewChainWait bounds the wait for a new chain; the client holds its send lock meanwhile. Once it was in vain, nobody waits for new
+	// chains until a flush has succeeded. Defaults to [DefaultNewChainWait].
+	NewChainWait time.Duration
+	// Reserve is how many counters ahead of a sending chain every flush reserves. A chain that sends more between two flushes
+	// waits; after an unclean end the peer sees a gap of up to as many. From 1 to 1,000; defaults to [DefaultReserve].
+	Reserve int
 	// DurableAcks makes ClearBufferedEventPlaintext wait until all that came before it is durable. With
 	// EnableDecryptedEventBuffer on the client, no message whose handler returned is then lost. It costs one
 	// group commit per incoming message, outside of decryption.
@@ -112,6 +129,9 @@ func (cfg Config) withDefaults() Config {
 	cfg.PendingLimit = cmp.Or(cfg.PendingLimit, DefaultPendingLimit)
 	cfg.MemoryBudget = cmp.Or(cfg.MemoryBudget, DefaultMemoryBudget)
 	cfg.OutageWait = cmp.Or(cfg.OutageWait, DefaultOutageWait)
+	cfg.NewChains = cmp.Or(cfg.NewChains, Durable)
+	cfg.NewChainWait = cmp.Or(cfg.NewChainWait, DefaultNewChainWait)
+	cfg.Reserve = cmp.Or(cfg.Reserve, DefaultReserve)
 	cfg.SynchronousTypes = slices.Clone(cfg.SynchronousTypes)
 	if cfg.Log == nil {
 		cfg.Log = waLog.Noop
@@ -141,7 +161,10 @@ func (cfg Config) validate() error {
 	fault(cfg.PendingLimit < 0, "PendingLimit is %d, must be positive", cfg.PendingLimit)
 	fault(cfg.MemoryBudget < -1, "MemoryBudget is %d, must be positive or -1", cfg.MemoryBudget)
 	fault(cfg.OutageWait < 0, "OutageWait is %v, must be positive", cfg.OutageWait)
-	fault(cfg.Sends != Durable && cfg.Sends != WriteBehind, "Sends is %d, must be Durable or WriteBehind", cfg.Sends)
+	fault(cfg.Sends < Reserved || cfg.Sends > WriteBehind, "Sends is %d, must be Reserved, Durable or WriteBehind", cfg.Sends)
+	fault(cfg.NewChains != Durable && cfg.NewChains != WriteBehind, "NewChains is %d, must be Durable or WriteBehind", cfg.NewChains)
+	fault(cfg.NewChainWait < 0, "NewChainWait is %v, must be positive", cfg.NewChainWait)
+	fault(cfg.Reserve < 1 || cfg.Reserve > maxReserve, "Reserve is %d, must be from 1 to %d", cfg.Reserve, maxReserve)
 	for _, name := range cfg.SynchronousTypes {
 		_, known := typesByName[name]
 		fault(!known, "SynchronousTypes: %q is no key type", name)

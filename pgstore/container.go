@@ -47,6 +47,9 @@ type Container struct {
 	unprepared  atomic.Bool     // prepared statements are of no use here
 	merged      atomic.Int64
 	refused     atomic.Int64
+	waited      atomic.Int64
+	hasty       atomic.Bool    // sends do not wait for new chains, see waitForNewChain
+	ignoreMarks bool           // for tests alone, see markOf
 	tasks       sync.WaitGroup // background work, ended by stopTasks
 	tasksCtx    context.Context
 	stopTasks   context.CancelFunc
@@ -253,11 +256,12 @@ type Stats struct {
 	Batcher batcher.Stats
 	Merged  int64 // sessions and sender keys that two changed at once, and that were merged
 	Refused int64 // sends refused with ErrMessageKeyUsed
+	Waited  int64 // Puts of sessions and sender keys that waited for their flush: sends, and new sender keys of others
 }
 
 // Stats returns the counters as they are now.
 func (c *Container) Stats() Stats {
-	return Stats{Cache: c.cache.Stats(), Batcher: c.writes.Stats(), Merged: c.merged.Load(), Refused: c.refused.Load()}
+	return Stats{Cache: c.cache.Stats(), Batcher: c.writes.Stats(), Merged: c.merged.Load(), Refused: c.refused.Load(), Waited: c.waited.Load()}
 }
 
 func (c *Container) closed() bool {

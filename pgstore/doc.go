@@ -13,7 +13,7 @@
 // # What is waited for
 //
 // Some writes return only when they are durable: credentials and generated pre-keys, which others rely on;
-// deletions of a device; sends, as [Config].Sends says; and what the server sends only once (a new sender key of somebody
+// deletions of a device; sends on chains that the database does not know yet, or else as [Config].Sends says; and what the server sends only once (a new sender key of somebody
 // else, an app-state sync key, the NCT salt), this only for [Config].OutageWait.
 //
 // With [Config].DurableAcks and EnableDecryptedEventBuffer on the client, no message whose handler returned is lost.
@@ -26,6 +26,13 @@
 // Sends and decrypts of one session may overlap, as they do in a bot that answers from goroutines. A Put never takes a
 // sending chain back: it is merged with what was stored meanwhile. Two sends that encrypted with one message key cannot be merged, and the
 // later gets [ErrMessageKeyUsed]: its message does not leave, send it again.
+//
+// # After a crash
+//
+// Sends are written behind, so what the database holds of a sending chain is behind what has left. Every row of a chain therefore reserves counters
+// ahead, and a send that stays below them waits for nothing ([Reserved]); after an unclean end the chain is moved past them before it is
+// used, so that no message key encrypts twice and the peer sees a gap, which it bridges. ceilings.go states the whole scheme. It does not
+// cover a database that went back in time: restoring an older copy brings older counters back.
 //
 // # When the database is away
 //

@@ -63,7 +63,7 @@ func (c *Container) flush(ctx context.Context, segments []segment) ([]error, err
 	var ops opColumns
 	for _, i := range order {
 		lanes.add(segments[i].Lane)
-		if err := ops.add(segments[i]); err != nil {
+		if err := ops.add(segments[i], c.cfg.Reserve); err != nil {
 			return nil, err
 		}
 	}
@@ -139,7 +139,7 @@ type opColumns struct {
 	kinds                       []int16
 }
 
-func (o *opColumns) add(s segment) error {
+func (o *opColumns) add(s segment, ahead int) error {
 	ops := slices.Clone(s.Ops)
 	slices.SortFunc(ops, func(a, b op) int {
 		if a.Key.Type != b.Key.Type {
@@ -151,6 +151,9 @@ func (o *opColumns) add(s segment) error {
 		data := ""
 		if w.Kind != batcher.Delete {
 			var err error
+			if rec, ok := w.Value.Value.(*recordValue); ok {
+				rec.reserve(ahead)
+			}
 			if data, err = encode(w.Value.Value); err != nil {
 				return fmt.Errorf("pgstore: encoding %s: %w", typeName(w.Key.Type), err)
 			}

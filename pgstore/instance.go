@@ -25,6 +25,7 @@ type instance struct {
 		epoch, seq int64
 		timeline   string
 	}
+	stepThrough, abandonThrough int64 // see markOf; set before the rows are read
 
 	preKeys    sync.Mutex  // held while pre-keys are made
 	unbuffered atomic.Bool // the warning of warnUnbuffered was given
@@ -77,9 +78,11 @@ func (in *instance) lose(err error) {
 type patience uint8
 
 const (
-	patienceNone    patience = iota // the write is visible, that is enough
-	patienceOutage                  // durable, but only OutageWait long
-	patienceDurable                 // durable, until the context ends
+	patienceNone     patience = iota // the write is visible, that is enough
+	patienceHurry                    // likewise, but its flush begins as soon as it can
+	patienceNewChain                 // durable, but only NewChainWait long, and not while the database does not answer
+	patienceOutage                   // durable, but only OutageWait long
+	patienceDurable                  // durable, until the context ends
 )
 
 // transaction is what DoDecryptionTxn puts into the context.
@@ -201,20 +204,28 @@ func (in *instance) write(ctx context.Context, wait patience, fn func(*view) err
 
 // writeMany is write for about that many keys.
 func (in *instance) writeMany(ctx context.Context, wait patience, keys int, fn func(*view) error) error {
+	if tx := in.transactionOf(ctx); tx != nil {
+		if err := in.failure(); err != nil {
+			return err
+		}
+		return tx.write(ctx, wait, fn)
+	}
+	return in.writeThen(ctx, keys, fn, func() patience { return wait })
+}
+
+// writeThen is writeMany outside of transactions, where fn finds out what to wait for.
+func (in *instance) writeThen(ctx context.Context, keys int, fn func(*view) error, wait func() patience) error {
 	if err := in.failure(); err != nil {
 		return err
-	}
-	if tx := in.transactionOf(ctx); tx != nil {
-		return tx.write(ctx, wait, fn)
 	}
 	ticket, synchronous, err := in.commit(ctx, max(keys, 1), fn)
 	if err != nil {
 		return err
 	}
 	if synchronous {
-		wait = patienceDurable
+		return in.wait(ctx, patienceDurable, ticket)
 	}
-	return in.wait(ctx, wait, ticket)
+	return in.wait(ctx, wait(), ticket)
 }
 
 // needRoomError says how much room a group needs in the backlog.
@@ -289,6 +300,11 @@ func (in *instance) wait(ctx context.Context, wait patience, ticket batcher.Tick
 	switch wait {
 	case patienceNone:
 		return nil
+	case patienceHurry:
+		ticket.Hurry()
+		return nil
+	case patienceNewChain:
+		return in.waitForNewChain(ctx, ticket)
 	case patienceOutage:
 		limited, cancel := context.WithTimeout(ctx, in.c.cfg.OutageWait)
 		defer cancel()
@@ -301,6 +317,23 @@ func (in *instance) wait(ctx context.Context, wait patience, ticket batcher.Tick
 	case patienceDurable:
 	}
 	return in.waited(ctx, ticket.Wait(ctx))
+}
+
+// waitForNewChain waits until a chain is durable that nobody has sent on yet. The client holds its send lock meanwhile, so the wait is
+// short, and after one that was in vain there is none until a flush has succeeded: no message key repeats without it.
+func (in *instance) waitForNewChain(ctx context.Context, ticket batcher.Ticket) error {
+	if in.c.hasty.Load() {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, in.c.cfg.NewChainWait)
+	defer cancel()
+	err := ticket.Wait(limited)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		in.c.cfg.Logger.Warn("pgstore: database is slow, sends do not wait for new chains until it answers", "instance", in.id)
+		in.c.hasty.Store(true)
+		return nil
+	}
+	return in.waited(ctx, err)
 }
 
 // waited is translate for a wait that the context may have ended.
@@ -335,16 +368,16 @@ func (in *instance) transact(ctx context.Context, fn func(context.Context) error
 		return err
 	}
 	writes, wait := tx.end()
-	count := 0
-	return in.counted(&count, in.writeMany(ctx, wait, len(writes), func(v *view) error {
-		count = 0
+	var all outcome
+	return in.counted(&all, in.writeThen(ctx, len(writes), func(v *view) error {
+		all = outcome{wait: wait}
 		for _, w := range writes {
 			if isRecordType(w.Key.Type) {
-				merged, err := in.endRecord(v, tx, w)
+				one, err := in.endRecord(v, tx, w)
 				if err != nil {
 					return err
 				}
-				count += merged
+				all.add(one)
 				continue
 			}
 			if w.Op != cache.Delete && tx.wasDeleted(w.Key) {
@@ -359,24 +392,24 @@ func (in *instance) transact(ctx context.Context, fn func(context.Context) error
 			v.Write(w)
 		}
 		return nil
-	}))
+	}, func() patience { return all.wait }))
 }
 
 // endRecord is a transaction's write of a session or a sender key, at its end.
-func (in *instance) endRecord(v *view, tx *transaction, w cache.Write[value]) (merged int, err error) {
-	from := source{by: writerDecrypt, held: &tx.held}
+func (in *instance) endRecord(v *view, tx *transaction, w cache.Write[value]) (o outcome, err error) {
+	from := source{by: writerDecrypt, held: &tx.held, inside: true}
 	to, removed := tx.removed[w.Key]
 	if removed {
 		if err = in.removeRecord(v, w.Key, to); err != nil || w.Op == cache.Delete {
-			return 0, err
+			return o, err
 		}
 		from.held = nil // it is put anew
 	} else if _, known := in.base(from, w.Key); !known {
 		if tx.wasDeleted(w.Key) {
-			return 0, nil
+			return o, nil
 		}
 		if w.Key.Type == typeSenderKey {
-			from = source{} // nobody has read it
+			from = source{inside: true} // nobody has read it
 		}
 	}
 	return in.putRecord(v, w.Key, w.Value.(*recordValue), from)

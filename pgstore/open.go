@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -16,8 +17,9 @@ import (
 
 // taken is the fence that a take returned.
 type taken struct {
-	epoch, seq int64
-	timeline   string
+	epoch, seq                  int64
+	timeline                    string
+	stepThrough, abandonThrough int64
 }
 
 // takeStatement makes this process the owner of an instance: a new epoch, so that no flush of an earlier owner
@@ -31,10 +33,10 @@ UPDATE {schema}.instances i SET
     timeline = db.timeline
 FROM (SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS db
 WHERE i.id = $1
-RETURNING i.epoch, i.seq, i.timeline`
+RETURNING i.epoch, i.seq, i.timeline, i.step_through, i.abandon_through`
 
 func (c *Container) take(ctx context.Context, id string) (t taken, err error) {
-	err = c.pool.QueryRow(ctx, c.sql(takeStatement), pgx.QueryExecModeExec, id, c.cfg.Owner).Scan(&t.epoch, &t.seq, &t.timeline)
+	err = c.pool.QueryRow(ctx, c.sql(takeStatement), pgx.QueryExecModeExec, id, c.cfg.Owner).Scan(&t.epoch, &t.seq, &t.timeline, &t.stepThrough, &t.abandonThrough)
 	return t, err
 }
 
@@ -49,6 +51,7 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 		err := c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 			t, err := c.take(ctx, id)
 			in.fence.epoch, in.fence.seq, in.fence.timeline = t.epoch, t.seq, t.timeline
+			in.stepThrough, in.abandonThrough = t.stepThrough, t.abandonThrough
 			return err
 		})
 		if err != nil {
@@ -93,7 +96,11 @@ func (c *Container) register(in *instance) error {
 		writes := make([]cache.Write[value], len(ops))
 		for i, o := range ops {
 			writes[i] = o.Value
+			if rec, ok := o.Value.Value.(*recordValue); ok && o.Kind != batcher.Delete {
+				rec.durable()
+			}
 		}
+		c.hasty.Store(false)
 		in.keys.Durable(writes)
 	})
 	c.mu.Lock()
@@ -107,12 +114,12 @@ func (c *Container) register(in *instance) error {
 
 // load reads what is held in memory. A row that does not parse is set aside and answers absent.
 func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[value]) error {
-	rows, err := c.pool.Query(ctx, c.sql(`SELECT key_type, key_id, data::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)`),
+	rows, err := c.pool.Query(ctx, c.sql(`SELECT key_type, key_id, data::text, seq::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)`),
 		pgx.QueryExecModeExec, in.id, loadedTypes())
 	if err != nil {
 		return err
 	}
-	corrupt, err := c.scan(rows, fill.Add)
+	corrupt, err := c.scan(rows, in, fill.Add)
 	if err != nil {
 		return err
 	}
@@ -143,8 +150,8 @@ type corruptRow struct {
 	data []byte
 }
 
-// scan reads rows of key_type, key_id and data, and returns those that do not parse.
-func (c *Container) scan(rows pgx.Rows, add func(cache.Key, value)) (corrupt []corruptRow, err error) {
+// scan reads rows of key_type, key_id, data and seq, and returns those that do not parse. They are those of in, nil for one that was not taken.
+func (c *Container) scan(rows pgx.Rows, in *instance, add func(cache.Key, value)) (corrupt []corruptRow, err error) {
 	defer rows.Close()
 	for rows.Next() {
 		raw := rows.RawValues() // Scan would copy a megabyte of sessions twice
@@ -153,6 +160,13 @@ func (c *Container) scan(rows pgx.Rows, add func(cache.Key, value)) (corrupt []c
 		if v, err := decodeKey(k, data); err != nil {
 			corrupt = append(corrupt, corruptRow{k, data})
 		} else {
+			if rec, ok := v.(*recordValue); ok {
+				seq, err := strconv.ParseInt(string(raw[3]), 10, 64)
+				if err != nil {
+					return nil, fmt.Errorf("pgstore: reading seq: %w", err)
+				}
+				rec.mark = in.markOf(seq)
+			}
 			add(k, v)
 		}
 	}
@@ -226,20 +240,20 @@ type fetcher struct {
 // FetchKeys implements [cache.Fetcher].
 func (f *fetcher) FetchKeys(ctx context.Context, keys []cache.Key) (map[cache.Key]value, error) {
 	types, ids := columnsOf(keys)
-	return f.query(ctx, `SELECT k.key_type, k.key_id, k.data::text FROM {schema}.auth_keys k
+	return f.query(ctx, `SELECT k.key_type, k.key_id, k.data::text, k.seq::text FROM {schema}.auth_keys k
 		JOIN unnest($2::text[], $3::text[]) AS want (key_type, key_id) USING (key_type, key_id)
 		WHERE k.instance_id = $1`, f.id, types, ids)
 }
 
 // FetchScope implements [cache.Fetcher].
 func (f *fetcher) FetchScope(ctx context.Context, t cache.Type, scope string) (map[cache.Key]value, error) {
-	return f.query(ctx, `SELECT key_type, key_id, data::text FROM {schema}.auth_keys
+	return f.query(ctx, `SELECT key_type, key_id, data::text, seq::text FROM {schema}.auth_keys
 		WHERE instance_id = $1 AND key_type = $2 AND starts_with(key_id, $3)`, f.id, typeName(t), scope+idSeparator)
 }
 
 // fetchType gets all keys of a type.
 func (f *fetcher) fetchType(ctx context.Context, t cache.Type) (map[cache.Key]value, error) {
-	return f.query(ctx, `SELECT key_type, key_id, data::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2`, f.id, typeName(t))
+	return f.query(ctx, `SELECT key_type, key_id, data::text, seq::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2`, f.id, typeName(t))
 }
 
 func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map[cache.Key]value, error) {
@@ -250,7 +264,7 @@ func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map
 		if err != nil {
 			return err
 		}
-		corrupt, err := f.c.scan(rows, func(k cache.Key, v value) { out[k] = v })
+		corrupt, err := f.c.scan(rows, f.in, func(k cache.Key, v value) { out[k] = v })
 		for _, row := range corrupt {
 			if f.in == nil { // who looks changes nothing
 				f.c.cfg.Logger.Error("pgstore: stored row cannot be read, counts as absent", "instance", f.id, "key_type", typeName(row.key.Type))

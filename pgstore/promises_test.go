@@ -40,7 +40,7 @@ func returns(t *testing.T, w *watch, fn func() error) bool {
 func TestP5WhatWaitsUntilItIsDurable(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Open(t)
-	for _, sends := range []pgstore.SendMode{pgstore.Durable, pgstore.WriteBehind} {
+	for _, sends := range []pgstore.SendMode{pgstore.Reserved, pgstore.Durable, pgstore.WriteBehind} {
 		c, w := openWatched(t, dsn, func(cfg *pgstore.Config) {
 			cfg.Sends, cfg.OutageWait, cfg.SynchronousTypes = sends, time.Minute, []string{"chat_settings"}
 		})
@@ -49,9 +49,9 @@ func TestP5WhatWaitsUntilItIsDurable(t *testing.T) {
 		require.NoError(t, d.Sessions.PutManySessions(ctx, map[string][]byte{"1:0": sessionAt(5), "2:0": sessionAt(5), "3:0": sessionAt(5)}))
 		require.NoError(t, c.Flush(ctx))
 		key := func(id, iteration int) []byte {
-			return fmt.Appendf(nil, `{"SenderKeyStates":[{"Keys":null,"KeyID":%d,"SenderChainKey":{"Iteration":%d}}]}`, id, iteration)
+			return fmt.Appendf(nil, `{"SenderKeyStates":[{"Keys":null,"KeyID":%d,"SenderChainKey":{"Iteration":%d,"ChainKey":"eA=="},"SigningKeyPrivate":"cHJpdmF0ZQ=="}]}`, id, iteration)
 		}
-		durable := sends == pgstore.Durable
+		durable, fresh := sends == pgstore.Durable, sends != pgstore.WriteBehind
 		for _, step := range []struct {
 			what  string
 			waits bool
@@ -65,8 +65,9 @@ func TestP5WhatWaitsUntilItIsDurable(t *testing.T) {
 			{"a decryption in a transaction", false, func() error {
 				return d.EventBuffer.DoDecryptionTxn(ctx, func(ctx context.Context) error { return d.Sessions.PutSession(ctx, "3:0", sessionAt(9)) })
 			}},
-			{"our sender key", durable, func() error { return d.SenderKeys.PutSenderKey(ctx, "g", own, key(1, 1)) }},
-			{"our sender key under the phone number", durable, func() error { return d.SenderKeys.PutSenderKey(ctx, "g", ownPN, key(1, 1)) }},
+			{"our sender key", fresh, func() error { return d.SenderKeys.PutSenderKey(ctx, "g", own, key(1, 1)) }},
+			{"a message under it", durable, func() error { return d.SenderKeys.PutSenderKey(ctx, "g", own, key(1, 2)) }},
+			{"our sender key under the phone number", fresh, func() error { return d.SenderKeys.PutSenderKey(ctx, "g", ownPN, key(1, 1)) }},
 			{"a new sender key of somebody else", true, func() error { return d.SenderKeys.PutSenderKey(ctx, "g", "1:0", key(7, 1)) }},
 			{"a message under it", false, func() error { return d.SenderKeys.PutSenderKey(ctx, "g", "1:0", key(7, 2)) }},
 			{"the same with that again", false, func() error { return d.SenderKeys.PutSenderKey(ctx, "g", "1:0", key(7, 2)) }},

@@ -118,9 +118,10 @@ func (rs *readers) remove(r *reader) {
 
 // source is what is known of where a Put of a record comes from.
 type source struct {
-	by   writer
-	held *held  // what the writer holds, nil if it is not known to have read anything
-	done func() // to be called when the Put is visible, or has failed; once more does no harm
+	by     writer
+	held   *held  // what the writer holds, nil if it is not known to have read anything
+	inside bool   // a decryption transaction, so it is certainly no send
+	done   func() // to be called when the Put is visible, or has failed; once more does no harm
 }
 
 // base is what the writer had read at a key, nil for no record.
@@ -443,6 +444,7 @@ func (in *instance) arrive(v *view, to cache.Key, record *recordValue) error {
 	}
 	moved := newRecord(data)
 	moved.past = record.past
+	moved.follow(record, moved) // what its row holds counts at its new place
 	_, err := in.putRecord(v, to, moved, source{by: writerMigration})
 	return err
 }

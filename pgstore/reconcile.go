@@ -48,7 +48,7 @@ type keyed struct {
 }
 
 // putRecords puts sessions or sender keys as one group; if one is refused, none is stored. Inside a transaction they are
-// compared with what is stored at its end.
+// compared with what is stored at its end. It waits as the records demand, and at least as wait says.
 func (in *instance) putRecords(ctx context.Context, wait patience, from source, records ...keyed) error {
 	if in.transactionOf(ctx) != nil {
 		return in.writeMany(ctx, wait, len(records), func(v *view) error {
@@ -58,39 +58,55 @@ func (in *instance) putRecords(ctx context.Context, wait patience, from source, 
 			return nil
 		})
 	}
-	count := 0
-	return in.counted(&count, in.writeMany(ctx, wait, len(records), func(v *view) error {
-		count = 0
+	var all outcome
+	return in.counted(&all, in.writeThen(ctx, len(records), func(v *view) error {
+		all = outcome{wait: wait}
 		v.Then(from.done) // who waits for its turn does not wait for the commit
 		for _, r := range records {
-			merged, err := in.putRecord(v, r.key, r.record, from)
+			one, err := in.putRecord(v, r.key, r.record, from)
 			if err != nil {
 				return err
 			}
-			count += merged
+			all.add(one)
 		}
 		return nil
+	}, func() patience {
+		if all.wait >= patienceNewChain {
+			in.c.waited.Add(1)
+		}
+		return all.wait
 	}))
 }
 
+// outcome is what became of records that were put.
+type outcome struct {
+	merged int
+	wait   patience
+}
+
+func (o *outcome) add(other outcome) {
+	o.merged += other.merged
+	o.wait = max(o.wait, other.wait)
+}
+
 // counted counts what a write merged, or that it was refused.
-func (in *instance) counted(merged *int, err error) error {
+func (in *instance) counted(o *outcome, err error) error {
 	if errors.Is(err, ErrMessageKeyUsed) {
 		in.c.refused.Add(1)
 		in.c.cfg.Logger.Debug("pgstore: send refused, its message key was used", "instance", in.id)
-	} else if *merged > 0 {
-		in.c.merged.Add(int64(*merged))
-		in.c.cfg.Logger.Debug("pgstore: records merged that were changed at once", "instance", in.id, "records", *merged)
+	} else if o.merged > 0 {
+		in.c.merged.Add(int64(o.merged))
+		in.c.cfg.Logger.Debug("pgstore: records merged that were changed at once", "instance", in.id, "records", o.merged)
 	}
 	return err
 }
 
-// putRecord puts a session or a sender key, and says how many records it merged.
-func (in *instance) putRecord(v *view, k cache.Key, record *recordValue, from source) (merged int, err error) {
+// putRecord puts a session or a sender key.
+func (in *instance) putRecord(v *view, k cache.Key, record *recordValue, from source) (o outcome, err error) {
 	base, known := in.base(from, k)
-	put := putting{record: record, text: record.form.Load().record, by: from.by, base: base, known: known}
+	put := putting{kind: k.Type, record: record, text: record.form.Load().record, by: from.by, base: base, known: known}
 	if g := in.goneFrom(from, k); g != nil && !g.moved() {
-		return 0, in.putGone(v, put, g)
+		return in.putGone(v, put, g)
 	} else if g != nil {
 		put.gone, k = g, g.to
 	}
@@ -98,31 +114,70 @@ func (in *instance) putRecord(v *view, k cache.Key, record *recordValue, from so
 	if put.stored, _ = value.(*recordValue); put.stored != nil {
 		put.before, put.readable = put.stored.read()
 	}
-	switch {
-	case put.stored == record:
-		return 0, nil
-	case !put.readable:
-		v.Put(k, record)
+	if put.stored == record {
+		return o, nil
+	}
+	out := record
+	if put.readable {
+		over := in.overSession
+		if k.Type == typeSenderKey {
+			over = in.overSenderKey
+		}
+		if out, err = over(put); err != nil {
+			return o, err
+		}
+	}
+	if !put.readable {
 		in.created(v, k)
-		return 0, nil
 	}
-	over := in.overSession
-	if k.Type == typeSenderKey {
-		over = in.overSenderKey
+	if out != put.stored {
+		out.follow(put.stored, record)
+		v.Put(k, out)
 	}
-	out, err := over(put)
-	if err != nil {
-		return 0, err
+	o.wait = in.waitFor(put, out, from.inside)
+	if put.readable && put.stored.sendable() && out != record && !bytes.Equal(out.form.Load().record, put.text) && (!sameVersion(base, put.stored, known) || put.by != writerDecrypt) {
+		o.merged = 1 // a decrypt that promoted an archived state is merged though nothing raced
 	}
-	v.Put(k, out)
-	if out == record || bytes.Equal(out.form.Load().record, put.text) || sameVersion(base, put.stored, known) && put.by == writerDecrypt {
-		return 0, nil // a decrypt that promoted an archived state is merged though nothing raced
+	return o, nil
+}
+
+// waitFor says what a Put waits for: a send as [Config].Sends says, and what begins a chain asks for its flush. For waiting, what may be a
+// send is one.
+func (in *instance) waitFor(put putting, out *recordValue, inside bool) patience {
+	if put.by == writerMigration {
+		return patienceNone
 	}
-	return 1, nil
+	old := put.base
+	if !put.known {
+		old = put.stored
+	}
+	if put.by == writerSend || !inside && put.kind == typeSession && sendingAdvanced(old, put.record) {
+		chain, counter := put.record.sending()
+		wait := patienceDurable
+		if chain != 0 {
+			wait = out.form.Load().sends.sent(chain, counter)
+		}
+		switch {
+		case in.c.cfg.Sends == WriteBehind, wait == patienceNewChain && in.c.cfg.Sends == Reserved && in.c.cfg.NewChains == WriteBehind:
+			return patienceNone
+		case in.c.cfg.Sends == Durable:
+			return patienceDurable
+		}
+		return wait
+	}
+	if !inside && sameSendingChain(old, put.record) {
+		in.warnUnbuffered()
+	}
+	now, _ := out.sending()
+	if then, _ := put.stored.sending(); now != then && in.c.cfg.Sends == Reserved && in.c.cfg.NewChains != WriteBehind {
+		return patienceHurry
+	}
+	return patienceNone
 }
 
 // putting is a record on its way to where another one is stored.
 type putting struct {
+	kind     cache.Type
 	record   *recordValue
 	text     []byte
 	by       writer
@@ -136,10 +191,10 @@ type putting struct {
 
 // putGone is a Put of a record that was deleted while its writer held it: nothing is stored, and a message that was sent with it
 // has used its key.
-func (in *instance) putGone(v *view, put putting, g *gone) error {
+func (in *instance) putGone(v *view, put putting, g *gone) (o outcome, err error) {
 	now, ok := put.record.ratchet()
 	if put.by != writerSend || !ok {
-		return nil
+		return o, nil
 	}
 	used := uint64(0) // the first message key that it used; 0 on a chain of its own
 	chain := fingerprint(now.chain)
@@ -147,14 +202,17 @@ func (in *instance) putGone(v *view, put putting, g *gone) error {
 	if base, ok := put.base.ratchet(); ok && base.sameChain(now) {
 		used = base.counter
 		if !known { // it was stepped over too long ago
-			return ErrMessageKeyUsed
+			return o, ErrMessageKeyUsed
 		}
 	}
 	if reached > used {
-		return ErrMessageKeyUsed
+		return o, ErrMessageKeyUsed
 	}
 	v.Then(func() { in.use(g, chain, now.counter) })
-	return nil
+	if in.c.cfg.Sends != WriteBehind {
+		o.wait = patienceDurable // until the row that may still be there is gone
+	}
+	return o, nil
 }
 
 // overSession says what is stored when a session is put over another.
@@ -262,7 +320,7 @@ func (in *instance) mergeTexts(put putting) (result []byte, left *past, err erro
 func (in *instance) overSenderKey(put putting) (*recordValue, error) {
 	switch put.by {
 	case writerSend:
-		if nextIteration(put.before, put.text) {
+		if nextIteration(put.before, put.text) || !put.stored.sendable() {
 			return put.record, nil
 		}
 	case writerUnknown: // nobody read it

@@ -11,21 +11,31 @@ import (
 // recordValue is a session or a sender key: {"record": text} for what libsignal's JSON serializer wrote (libsignal
 // serialize/JSONSerializer.go), byte for byte, and {"record_b64": base64} for any other bytes. It is decoded at its
 // first use, since a restart loads thousands of records and uses a few.
+//
+// Beside it is what ceilings.go and unclean.go say: {"ceiling": n, "stepped": n, "abandoned": [chain, …]}.
 type recordValue struct {
 	form  atomic.Pointer[recordForm]
 	past  *past       // of a session: the chains that the ratchet was stepped over since it came into memory
 	aside atomic.Bool // it cannot be read, and somebody is setting it aside
+	mark  mark        // what the end of the process that wrote its row did to its chains, until it is decoded
+
+	version, ceiling uint64 // see reservation, whose lock guards them
 }
 
 type recordForm struct {
 	json   []byte // the data column, or nil once decoded
 	record []byte
 	at     *ratchet // of a session, once asked for
+
+	sends *reservation // of the key; nil for a value that was not put yet
 }
 
 type recordJSON struct {
-	Record    *text  `json:"record,omitempty"`
-	RecordB64 []byte `json:"record_b64,omitempty"`
+	Record    *text    `json:"record,omitempty"`
+	RecordB64 []byte   `json:"record_b64,omitempty"`
+	Ceiling   *uint64  `json:"ceiling,omitempty"`
+	Stepped   uint64   `json:"stepped,omitempty"`
+	Abandoned []string `json:"abandoned,omitempty"`
 }
 
 func newRecord(record []byte) *recordValue {
@@ -57,8 +67,14 @@ func (v *recordValue) bytes() ([]byte, error) {
 	if len(record) == 0 {
 		return nil, ErrCorrupt
 	}
-	v.form.CompareAndSwap(form, &recordForm{record: record})
-	return record, nil
+	v.form.CompareAndSwap(form, v.mark.apply(record, decoded))
+	return v.form.Load().record, nil
+}
+
+// decoded decodes the value, and says whether it could.
+func (v *recordValue) decoded() bool {
+	_, ok := v.readIfAny()
+	return ok
 }
 
 // read is bytes for who does not care why there are none.
@@ -100,8 +116,10 @@ func (v *recordValue) ratchet() (ratchet, bool) {
 		if !ok {
 			return ratchet{}, false
 		}
-		form = &recordForm{record: data, at: &at}
-		v.form.Store(form)
+		next := *form
+		next.at = &at
+		v.form.CompareAndSwap(form, &next)
+		return at, true
 	}
 	return *form.at, true
 }
@@ -118,16 +136,27 @@ func (v *recordValue) MarshalJSON() ([]byte, error) {
 	if form.json != nil {
 		return form.json, nil
 	}
-	if t := text(form.record); looksLikeRecord(form.record) && json.Valid(form.record) && t.storable() {
-		quoted, err := json.Marshal(string(t)) // one pass over it: sessions are most of what is flushed
-		return slices.Concat([]byte(`{"record":`), quoted, []byte{'}'}), err
+	beside := form.sends.beside(v)
+	t := text(form.record)
+	if !looksLikeRecord(form.record) || !json.Valid(form.record) || !t.storable() {
+		beside.RecordB64 = form.record
+		return json.Marshal(beside)
 	}
-	return json.Marshal(recordJSON{RecordB64: form.record})
+	quoted, err := json.Marshal(string(t)) // one pass over it: sessions are most of what is flushed
+	if err != nil {
+		return nil, err
+	}
+	rest, err := json.Marshal(beside)
+	out := slices.Concat([]byte(`{"record":`), quoted, []byte{','}, rest[1:])
+	if len(rest) == len("{}") {
+		out = slices.Concat([]byte(`{"record":`), quoted, []byte{'}'})
+	}
+	return out, err
 }
 
 func (v *recordValue) size() int {
 	form := v.form.Load()
-	return 64 + len(form.json) + len(form.record) + v.past.size()
+	return 80 + len(form.json) + len(form.record) + v.past.size()
 }
 
 // looksLikeRecord is a cheap check that libsignal would not panic on a record: a session has a sending chain in its
@@ -158,6 +187,14 @@ func senderKeyID(senderKey []byte) []byte {
 		return nil
 	}
 	return rest[:end]
+}
+
+// ownSenderKey says whether a sender key is one to send with: libsignal writes the private key of somebody else's as null, or, once it has read
+// that, as zeros.
+func ownSenderKey(senderKey []byte) bool {
+	_, key, ok := bytes.Cut(senderKey, []byte(`"SigningKeyPrivate":"`))
+	key, _, ended := bytes.Cut(key, []byte(`"`))
+	return ok && ended && len(bytes.Trim(key, "A=")) > 0
 }
 
 // nextIteration says whether a sender key is another one after one more message.

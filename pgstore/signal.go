@@ -77,21 +77,29 @@ func (s *deviceStore) readable(k cache.Key, rec *recordValue) []byte {
 	return bytes.Clone(data)
 }
 
+// forSends is readable for who may send with it: a session whose sending chain is abandoned is absent, so that the client fetches a bundle.
+func (s *deviceStore) forSends(k cache.Key, rec *recordValue) []byte {
+	if data := s.readable(k, rec); data != nil && rec.sendable() {
+		return data
+	}
+	return nil
+}
+
 // handOut is what a reader of one record gets, who may put what he makes of it.
 func (s *deviceStore) handOut(ctx context.Context, k cache.Key) (record []byte, err error) {
 	in, err := s.instance(ctx)
 	if err != nil {
 		return nil, err
 	}
-	r := new(reader)
+	r, get := new(reader), s.readable
 	if in.transactionOf(ctx) == nil {
-		r = in.newReader([]cache.Key{k}, false)
+		r, get = in.newReader([]cache.Key{k}, false), s.forSends
 		if k.Type == typeSession {
 			in.takeTurn(ctx, r, []cache.Key{k})
 		}
 	}
 	err = in.giveRecords(ctx, r, []cache.Key{k}, func(k cache.Key, rec *recordValue) *recordValue {
-		if record = s.readable(k, rec); record == nil {
+		if record = get(k, rec); record == nil {
 			return nil
 		}
 		return rec
@@ -134,7 +142,10 @@ func (s *deviceStore) GetSession(ctx context.Context, address string) ([]byte, e
 func (s *deviceStore) HasSession(ctx context.Context, address string) (bool, error) {
 	k := newKey(typeSession, address)
 	rec, err := s.record(ctx, k)
-	return s.readable(k, rec) != nil, err
+	if in := s.in.Load(); in != nil && in.transactionOf(ctx) != nil {
+		return s.readable(k, rec) != nil, err
+	}
+	return s.forSends(k, rec) != nil, err
 }
 
 // GetManySessions implements [store.SessionStore]: an entry for every address, nil for those without a session.
@@ -158,7 +169,7 @@ func (s *deviceStore) GetManySessions(ctx context.Context, addresses []string) (
 	}
 	sessions := make(map[string][]byte, len(addresses))
 	err = in.giveRecords(ctx, r, keys, func(k cache.Key, rec *recordValue) *recordValue {
-		record := s.readable(k, rec)
+		record := s.forSends(k, rec)
 		sessions[names[k]] = record
 		if record == nil {
 			return nil
@@ -185,20 +196,7 @@ func (s *deviceStore) PutSession(ctx context.Context, address string, session []
 	k, put := newKey(typeSession, address), newRecord(session)
 	from := in.sourceOf(ctx, k, put, true)
 	defer from.done()
-	wait := patienceNone
-	if in.transactionOf(ctx) == nil {
-		old, known := in.base(from, k)
-		if !known {
-			old, err = s.record(ctx, k)
-		}
-		switch {
-		case err != nil || sendingAdvanced(old, put): // doubt means a send, and an advance must not be lost
-			wait = s.sendPatience()
-		case sameSendingChain(old, put):
-			s.warnUnbuffered(in)
-		}
-	}
-	return in.putRecords(ctx, wait, from, keyed{k, put})
+	return in.putRecords(ctx, patienceNone, from, keyed{k, put})
 }
 
 // sameSendingChain says whether neither chain nor counter changed: with the rest, the session of a decrypt.
@@ -222,9 +220,9 @@ func sendingAdvanced(old, next *recordValue) bool {
 }
 
 // warnUnbuffered says once that a decryption came outside of DoDecryptionTxn although DurableAcks is on.
-func (s *deviceStore) warnUnbuffered(in *instance) {
-	if s.c.cfg.DurableAcks && in.unbuffered.CompareAndSwap(false, true) {
-		s.c.cfg.Logger.Warn("pgstore: DurableAcks has no effect: set EnableDecryptedEventBuffer on the client", "instance", s.id)
+func (in *instance) warnUnbuffered() {
+	if in.c.cfg.DurableAcks && in.unbuffered.CompareAndSwap(false, true) {
+		in.c.cfg.Logger.Warn("pgstore: DurableAcks has no effect: set EnableDecryptedEventBuffer on the client", "instance", in.id)
 	}
 }
 
@@ -251,14 +249,7 @@ func (s *deviceStore) PutManySessions(ctx context.Context, sessions map[string][
 		}
 	}
 	defer from.done()
-	return in.putRecords(ctx, s.sendPatience(), from, records...)
-}
-
-func (s *deviceStore) sendPatience() patience {
-	if s.c.cfg.Sends == Durable {
-		return patienceDurable
-	}
-	return patienceNone
+	return in.putRecords(ctx, patienceNone, from, records...)
 }
 
 // DeleteAllSessions implements [store.SessionStore]: of the addresses "phone:*", exactly.
@@ -375,7 +366,7 @@ func (s *deviceStore) PutSenderKey(ctx context.Context, group, user string, sess
 	defer from.done()
 	wait := patienceNone
 	if own {
-		from.by, wait = writerSend, s.sendPatience()
+		from.by = writerSend
 	} else if old, err := s.record(ctx, k); err != nil || !sameSenderKeyID(old, session) {
 		wait = patienceOutage
 	}

@@ -88,6 +88,24 @@ func (p *Peer) Meet(ctx context.Context, other *Peer, plaintext []byte) (*waBina
 	return node, err
 }
 
+// SendAnew encrypts a message for another peer as SendMessage does for a device without a session: it reads, finds none, fetches a bundle, and
+// puts the new session with the others.
+func (p *Peer) SendAnew(ctx context.Context, other *Peer, plaintext []byte) (*waBinary.Node, error) {
+	existing, ctx, err := p.Device.WithCachedSessions(ctx, []string{other.Address().SignalAddress().String()})
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := other.Bundle(ctx)
+	if err != nil {
+		return nil, err
+	}
+	node, _, err := p.client.EncryptMessageForDevice(ctx, plaintext, other.Address(), bundle, nil, existing)
+	if err != nil {
+		return nil, err
+	}
+	return node, p.Device.PutCachedSessions(ctx)
+}
+
 // Send encrypts a message for others with whom there are sessions, as SendMessage does, and returns a ciphertext for each.
 func (p *Peer) Send(ctx context.Context, others []types.JID, plaintext []byte) (map[types.JID]*waBinary.Node, error) {
 	nodes, _, err := p.client.EncryptMessageForDevices(ctx, others, "id", plaintext, nil, nil)

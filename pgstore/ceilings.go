@@ -1,0 +1,242 @@
+package pgstore
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+	"sync"
+)
+
+// A message key is a function of its chain and its counter, so a counter that comes back after a crash encrypts a second message with a
+// key that has left. Sends are written behind, so the counter in the database is behind what has left. What keeps P4:
+//
+//  1. Every row of a session, and of a sender key of our own, carries a ceiling beside the record: the counter up to which the record's sending
+//     chain is reserved, [Config].Reserve ahead of where it stands. It never goes down for one chain.
+//  2. A send whose counter is below every ceiling that the database may hold for its chain leaves at once: below the one of the last
+//     durable row, and below those of flushes that are under way or whose result is unknown. One that is not waits for its
+//     own flush, which raises the ceiling. So on a chain that is durable nobody waits who sends fewer than Reserve messages per flush.
+//  3. A chain that no row and no flush under way names can be lost, but not come back: its keys never repeat. But what the peer answers
+//     to it could not be read after a crash. So the first send on it waits, for a limited time (NewChains), and what begins a
+//     chain, nearly always a decrypt, asks for its flush at once, so that an answer a few milliseconds later finds it durable.
+//  4. After an unclean end the instance's step_through says which rows may be behind (see the take). The sending chain of such a row
+//     is moved to its ceiling before it is used (unclean.go): the peer sees a gap. Archived states have no ceiling; their chains are
+//     abandoned. So are all chains of rows from before the database went back in time (abandon_through).
+//
+// The ceiling is about a chain, wherever its row is. A record that is moved takes what its old row may hold along.
+//
+//	         Put by a send at counter c                      flush of version v
+//	              │ under the keys' lock                          │
+//	              ▼                                               ▼
+//	   used = max(used, c+1) ── c < limit? ──▶ leaves     ceiling = max(v's counter, used) + Reserve, not below any other
+//	              │ no                                            │ flying += (v, chain, ceiling)
+//	              ▼                                               ▼
+//	     waits for its flush ◀───────── durable: row = (chain, ceiling), flying −= versions up to v
+
+// reservation is what the database may hold of the ceilings of a key, and what stands beside its record. All versions of the key's value
+// share it.
+type reservation struct {
+	mu        sync.Mutex
+	version   uint64    // of the newest value
+	used      []reached // how far sends have got, the newest chain last
+	row       reached   // the last row that is durable; the zero value for none
+	flying    []flight  // rows that the database may hold as well
+	stepped   reached   // how many keys of a chain were skipped after unclean ends
+	abandoned []string  // names of sending chains that must not be used any more
+}
+
+// reached is a counter of a chain.
+type reached struct {
+	chain   uint64 // fingerprint of its name, 0 for none
+	counter uint64
+}
+
+// raise raises a counter to another of the same chain.
+func (r *reached) raise(o reached) {
+	if o.chain == r.chain {
+		r.counter = max(r.counter, o.counter)
+	}
+}
+
+// flight is a row that may have been written.
+type flight struct {
+	version uint64 // of the value; when this one or a later one is durable, the flight is over
+	reached
+}
+
+// usedAtMost is how many chains a send may hold at once, of one key.
+const usedAtMost = pastLimit + 1
+
+// sent notes that the message keys of a chain below counter were used, and says what the last of them waits for.
+func (r *reservation) sent(chain, counter uint64) patience {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at := slices.IndexFunc(r.used, func(u reached) bool { return u.chain == chain })
+	if at < 0 {
+		r.used = append(r.used, reached{chain: chain})
+		if len(r.used) > usedAtMost {
+			r.used = r.used[1:]
+		}
+		at = len(r.used) - 1
+	}
+	r.used[at].counter = max(r.used[at].counter, counter)
+	lowest, known := r.ceilingsLocked(chain)
+	switch {
+	case !known:
+		return patienceNewChain
+	case counter > lowest:
+		return patienceDurable
+	}
+	return patienceNone
+}
+
+// ceilingsLocked is the lowest ceiling that the database may hold for a chain.
+func (r *reservation) ceilingsLocked(chain uint64) (lowest uint64, known bool) {
+	if r.row.chain == chain {
+		lowest, known = r.row.counter, true
+	}
+	for _, f := range r.flying {
+		if f.chain == chain && (!known || f.counter < lowest) {
+			lowest, known = f.counter, true
+		}
+	}
+	return lowest, known
+}
+
+// reserve gives a value the ceiling of its row. One value has one ceiling, however often its flush is tried.
+func (r *reservation) reserve(v *recordValue, ahead uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	chain, counter := v.sending()
+	if chain == 0 || v.ceiling > 0 {
+		return
+	}
+	highest := reached{chain, counter}
+	for _, u := range r.used {
+		highest.raise(u)
+	}
+	highest.counter += ahead
+	highest.raise(r.row)
+	for _, f := range r.flying {
+		highest.raise(f.reached)
+	}
+	v.ceiling = highest.counter
+	r.flying = append(r.flying, flight{v.version, highest})
+}
+
+// durable notes that a value's row is in the database, and nothing older.
+func (r *reservation) durable(v *recordValue) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	chain, _ := v.sending()
+	r.row = reached{chain, v.ceiling}
+	r.flying = slices.DeleteFunc(r.flying, func(f flight) bool { return f.version <= v.version })
+}
+
+// next numbers a new version of the key's value. It takes over what the rows of another key may hold that is merged into it, and forgets
+// the abandoned chains that the record does not have any more.
+func (r *reservation) next(record []byte, merged *reservation) (version uint64) {
+	var other reservation
+	if merged != nil && merged != r {
+		merged.mu.Lock()
+		other.row, other.stepped = merged.row, merged.stepped
+		other.flying, other.abandoned = slices.Clone(merged.flying), slices.Clone(merged.abandoned)
+		merged.mu.Unlock()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.version++
+	if merged != nil && merged != r {
+		r.flying = append(r.flying, flight{r.version, other.row})
+		for _, f := range other.flying {
+			r.flying = append(r.flying, flight{r.version, f.reached})
+		}
+		if r.stepped.chain != other.stepped.chain || r.stepped.counter < other.stepped.counter {
+			r.stepped = other.stepped
+		}
+	}
+	r.abandoned = slices.DeleteFunc(slices.Concat(r.abandoned, other.abandoned), func(name string) bool { return !bytes.Contains(record, []byte(name)) })
+	return r.version
+}
+
+// mayUse says whether a sending chain is not abandoned.
+func (r *reservation) mayUse(name []byte) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !slices.Contains(r.abandoned, string(name))
+}
+
+// beside is what stands beside a value's record in its row.
+func (r *reservation) beside(v *recordValue) (row recordJSON) {
+	if r == nil {
+		return row
+	}
+	chain, _ := v.sending()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if v.ceiling > 0 {
+		row.Ceiling = &v.ceiling
+	}
+	if chain != 0 && r.stepped.chain == chain {
+		row.Stepped = r.stepped.counter
+	}
+	row.Abandoned = slices.Clone(r.abandoned)
+	return row
+}
+
+// reserve gives a record that is about to be flushed its ceiling. One that is only moved, and has not been used since it was read, keeps the one
+// that it has.
+func (v *recordValue) reserve(ahead int) {
+	if v.mark != markNone {
+		v.decoded()
+	}
+	if sends := v.form.Load().sends; sends != nil {
+		sends.reserve(v, uint64(ahead))
+	}
+}
+
+// durable notes that the record is in the database.
+func (v *recordValue) durable() {
+	if sends := v.form.Load().sends; sends != nil {
+		sends.durable(v)
+	}
+}
+
+// sending is the chain that a record sends on, and how many of its message keys are used; 0 for one that has none: somebody else's sender
+// key, and bytes that libsignal has not written.
+func (v *recordValue) sending() (chain, counter uint64) {
+	if name, counter := v.sendingChain(); name != nil {
+		return fingerprint(name), counter
+	}
+	return 0, 0
+}
+
+// sendingChain is sending with the chain's name as it is in the record: the ratchet key, or a sender key's id.
+func (v *recordValue) sendingChain() (name []byte, counter uint64) {
+	if at, ok := v.ratchet(); ok {
+		return at.chain, at.counter
+	}
+	if text, ok := v.readIfAny(); ok && ownSenderKey(text) {
+		if iteration, ok := senderKeyIteration(text); ok {
+			return senderKeyID(text), iteration
+		}
+	}
+	return nil, 0
+}
+
+// follow makes a value the next version of a key's, in the place of stored. written is what was put, from which it was made.
+func (v *recordValue) follow(stored, written *recordValue) {
+	var before, put *reservation
+	if stored.decoded() {
+		before = stored.form.Load().sends
+	}
+	if written.decoded() {
+		put = written.form.Load().sends
+	}
+	form := *v.form.Load()
+	form.sends = cmp.Or(before, put, form.sends)
+	if form.sends == nil {
+		form.sends = new(reservation)
+	}
+	v.version, v.ceiling = form.sends.next(form.record, put), 0
+	v.form.Store(&form)
+}
