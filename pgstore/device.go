@@ -62,8 +62,12 @@ func checkDevice(d *store.Device) error {
 	}
 	fault := func(what string) error { return fmt.Errorf("%w: device: %s", ErrInvalidInput, what) }
 	switch {
-	case !storableUser(d.ID.User) || !storableUser(d.LID.User):
+	case !storableUser(d.ID.String()) || !storableUser(d.LID.String()):
 		return fault("ID or LID is too long")
+	case !survivesParsing(*d.ID):
+		return fault("ID is not what its text is read back as")
+	case !survivesParsing(d.LID):
+		return fault("LID is not what its text is read back as")
 	case d.NoiseKey == nil || d.NoiseKey.Priv == nil:
 		return fault("NoiseKey is missing")
 	case d.IdentityKey == nil || d.IdentityKey.Priv == nil:
@@ -86,6 +90,12 @@ func checkDevice(d *store.Device) error {
 		return fault("Account.Details is missing")
 	}
 	return nil
+}
+
+// survivesParsing says whether a JID's text, which is what is stored, is read back as that JID: a user with a dot, a colon or an @ is not.
+func survivesParsing(jid types.JID) bool {
+	parsed, err := types.ParseJID(jid.String())
+	return err == nil && parsed == jid
 }
 
 func deviceToJSON(d *store.Device) *deviceJSON {

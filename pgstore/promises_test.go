@@ -387,3 +387,30 @@ func TestP2OfAnAppStatePatchThatFailsNothingIsLeft(t *testing.T) {
 		require.Equal(t, 1, scalar[int](t, dsn, `SELECT (data->'version')::int FROM whatsmeow.auth_keys WHERE key_type = 'app_state_version'`), name)
 	}
 }
+
+// A device is stored with the texts of its JIDs: one whose text is another JID's, or nobody's, would not be found again.
+func TestP10ADeviceWhoseJIDsWouldComeBackAsOthersIsRefused(t *testing.T) {
+	t.Parallel()
+	c, dsn := open(t)
+	for _, user := range []string{"1.x", "1:x", "1.2", "1:2", "a@b", "1.2.3"} {
+		for field, spoil := range map[string]func(*store.Device){
+			"device: ID":  func(d *store.Device) { d.ID.User = user },
+			"device: LID": func(d *store.Device) { d.LID.User = user },
+		} {
+			d := c.NewDevice()
+			signaltest.FillPairing(d)
+			spoil(d)
+			err := d.Save(ctx)
+			require.ErrorIs(t, err, pgstore.ErrInvalidInput, user)
+			require.ErrorContains(t, err, field)
+		}
+	}
+	require.Zero(t, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances`))
+	d := pair(t, c.NewDevice())
+	was := d.LID
+	d.LID.User = "1.x"
+	require.ErrorIs(t, d.Save(ctx), pgstore.ErrInvalidInput, "also when it is saved again")
+	again, err := reopen(t, dsn).GetDevice(ctx, *d.ID)
+	require.NoError(t, err)
+	require.Equal(t, was, again.LID)
+}
