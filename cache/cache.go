@@ -95,7 +95,8 @@ func New[V any](cfg Config[V]) *Cache[V] {
 // Open returns the instance called id. If it is not in memory, open makes it: it
 // gets a [Filler] for the keys that exist. Any number of callers at once
 // cause one load, which goes on when the context of one of them ends; that
-// caller gets the context's error.
+// caller gets the context's error. An instance that was forgotten before it was
+// there is not opened: they get the cause.
 func (c *Cache[V]) Open(ctx context.Context, id string, fetcher Fetcher[V], open func(context.Context, *Filler[V]) error) (*Instance[V], error) {
 	if inst := c.Lookup(id); inst != nil {
 		return inst, nil
@@ -109,9 +110,9 @@ func (c *Cache[V]) Open(ctx context.Context, id string, fetcher Fetcher[V], open
 			inst.drop(err)
 			return nil, err
 		}
-		c.mu.Lock()
-		c.mu.instances[id] = inst
-		c.mu.Unlock()
+		if err := c.insert(inst); err != nil {
+			return nil, err
+		}
 		c.stuck.Store(false)
 		c.shrink()
 		return inst, nil
@@ -127,6 +128,18 @@ func (c *Cache[V]) Open(ctx context.Context, id string, fetcher Fetcher[V], open
 	}
 }
 
+// insert makes an instance known, unless it was forgotten already.
+func (c *Cache[V]) insert(inst *Instance[V]) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	inst.mu.RLock()
+	defer inst.mu.RUnlock()
+	if inst.mu.gone == nil {
+		c.mu.instances[inst.id] = inst
+	}
+	return inst.mu.gone
+}
+
 // Lookup returns the instance called id if it is open, else nil.
 func (c *Cache[V]) Lookup(id string) *Instance[V] {
 	c.mu.RLock()
@@ -136,16 +149,14 @@ func (c *Cache[V]) Lookup(id string) *Instance[V] {
 
 // Forget removes inst, so that the next [Cache.Open] loads anew. Whoever still has inst gets cause from every run that
 // looks at it from now on, also from one that was under way and waited for the [Fetcher]: what
-// memory no longer holds must not look as if it did not exist.
+// memory no longer holds must not look as if it did not exist. It may come while inst is still being opened.
+// Of two causes the first counts; there must be one.
 func (c *Cache[V]) Forget(inst *Instance[V], cause error) {
+	inst.drop(cause) // first: from here on it is not inserted any more
 	c.mu.Lock()
-	found := c.mu.instances[inst.id] == inst
-	if found {
+	defer c.mu.Unlock()
+	if c.mu.instances[inst.id] == inst {
 		delete(c.mu.instances, inst.id)
-	}
-	c.mu.Unlock()
-	if found {
-		inst.drop(cause)
 	}
 }
 

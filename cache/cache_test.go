@@ -35,6 +35,7 @@ type disk struct {
 	rows    map[cache.Key]string
 	pending []cache.Write[string]
 	inFetch func()
+	failure error // of every fetch
 }
 
 func (d *disk) FetchKeys(_ context.Context, keys []cache.Key) (map[cache.Key]string, error) {
@@ -49,7 +50,7 @@ func (d *disk) FetchKeys(_ context.Context, keys []cache.Key) (map[cache.Key]str
 	if d.inFetch != nil {
 		d.inFetch()
 	}
-	return out, nil
+	return out, d.failure
 }
 
 func (d *disk) FetchScope(_ context.Context, t cache.Type, scope string) (map[cache.Key]string, error) {
@@ -64,7 +65,7 @@ func (d *disk) FetchScope(_ context.Context, t cache.Type, scope string) (map[ca
 	if d.inFetch != nil {
 		d.inFetch()
 	}
-	return out, nil
+	return out, d.failure
 }
 
 func (d *disk) commit(writes []cache.Write[string]) error {
@@ -235,6 +236,57 @@ func TestP8AForgottenInstanceDoesNotAnswerAbsent(t *testing.T) {
 	}
 }
 
+// What is forgotten while it is opened, as by an owner who lost it that moment, is not there afterwards: nobody could forget it again.
+func TestP8AnInstanceForgottenWhileItIsOpenedIsNotOpened(t *testing.T) {
+	t.Parallel()
+	d := &disk{rows: map[cache.Key]string{key(resident, "a"): "v"}}
+	c := newCache(0)
+	_, err := c.Open(ctx, "i", d, func(_ context.Context, fill *cache.Filler[string]) error {
+		fill.Add(key(resident, "a"), "v")
+		c.Forget(fill.Instance(), errGone)
+		fill.Add(key(resident, "b"), "v")
+		return nil
+	})
+	require.ErrorIs(t, err, errGone)
+	require.Nil(t, c.Lookup("i"))
+	require.Zero(t, c.Stats().Bytes)
+	_, found, err := open(t, c, d).Get(ctx, nil, key(resident, "a"))
+	require.NoError(t, err, "the next one loads anew")
+	require.True(t, found)
+}
+
+func TestP8NoForgottenInstanceStays(t *testing.T) {
+	t.Parallel()
+	c := newCache(0)
+	for range 1000 {
+		var forgetting sync.WaitGroup
+		_, err := c.Open(ctx, "i", &disk{}, func(_ context.Context, fill *cache.Filler[string]) error {
+			now := make(chan struct{})
+			forgetting.Go(func() {
+				close(now)
+				c.Forget(fill.Instance(), errGone)
+			})
+			<-now
+			return nil
+		})
+		if err != nil {
+			require.ErrorIs(t, err, errGone)
+		}
+		forgetting.Wait()
+		require.Nil(t, c.Lookup("i"))
+	}
+}
+
+func TestP8TheFirstCauseOfForgettingCounts(t *testing.T) {
+	t.Parallel()
+	c, d := newCache(0), &disk{}
+	inst := open(t, c, d)
+	c.Forget(inst, errGone)
+	c.Forget(inst, errors.New("later"))
+	_, _, err := inst.Get(ctx, nil, key(resident, "a"))
+	require.ErrorIs(t, err, errGone)
+}
+
 func TestP11EveryByteIsGivenBack(t *testing.T) {
 	t.Parallel()
 	d := &disk{rows: map[cache.Key]string{key(resident, "a"): "v"}}
@@ -317,7 +369,9 @@ func TestP1ManyWriteAndReadWhileAllIsFlushedAndEvicted(t *testing.T) {
 	require.Len(t, d.rows, 8)
 }
 
-// Random writes, transactions, flushes, evictions and reopenings against a map.
+var errFetch = errors.New("fetch failed")
+
+// Random writes, transactions, flushes, evictions, failing fetches and reopenings, some of them cut short, against a map.
 func TestP1P2AgainstAModel(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -358,6 +412,21 @@ func TestP1P2AgainstAModel(t *testing.T) {
 					current()[k] = v
 				}
 			},
+			"write what needs a fetch that fails": func(t *rapid.T) {
+				k, other, v := keys.Draw(t, "key"), keys.Draw(t, "other"), rapid.StringN(1, 3, -1).Draw(t, "value")
+				d.failure = errFetch
+				err := inst.Update(ctx, overlay, d.commit, func(w *cache.View[string]) error {
+					w.Put(other, v)
+					w.Get(k)
+					return nil
+				})
+				d.failure = nil
+				if err == nil { // it needed none
+					current()[other] = v
+					return
+				}
+				require.ErrorIs(t, err, errFetch)
+			},
 			"begin": func(*rapid.T) {
 				if overlay == nil {
 					overlay, inTx = new(cache.Overlay[string]), maps.Clone(model)
@@ -379,11 +448,20 @@ func TestP1P2AgainstAModel(t *testing.T) {
 			"flush":    func(*rapid.T) { d.flush(inst) },
 			"drop":     func(*rapid.T) { inst.DropScope(scoped, "a") },
 			"reopen": func(t *rapid.T) {
-				if overlay == nil {
-					d.flush(inst)
-					c.Forget(inst, errGone)
-					inst = open(t, c, d)
+				if overlay != nil {
+					return
 				}
+				d.flush(inst)
+				c.Forget(inst, errGone)
+				if rapid.Bool().Draw(t, "forgotten while opening") {
+					_, err := c.Open(ctx, "i", d, func(_ context.Context, fill *cache.Filler[string]) error {
+						c.Forget(fill.Instance(), errGone)
+						return nil
+					})
+					require.ErrorIs(t, err, errGone)
+				}
+				require.Zero(t, c.Stats().Bytes)
+				inst = open(t, c, d)
 			},
 			"": func(t *rapid.T) {
 				k := keys.Draw(t, "key")

@@ -335,5 +335,7 @@ func (inst *Instance[V]) drop(cause error) {
 		}
 	}
 	inst.mu.entries = make(map[Type]map[string]*entry[V])
-	inst.mu.gone = cause
+	if inst.mu.gone == nil {
+		inst.mu.gone = cause
+	}
 }

@@ -87,13 +87,23 @@ func (s *deviceStore) GetAllAppStateSyncKeys(ctx context.Context) ([]*store.AppS
 
 // An app-state patch is three calls: PutAppStateVersion, DeleteAppStateMutationMACs, PutAppStateMutationMACs. They become
 // durable together: the first opens a group, an overlay that every reader of the collection
-// sees, and the last ends it. A version that is deleted drops an open group.
+// sees, and the last ends it. A version that is deleted drops an open group, and so does a call that fails: the client
+// gives up that patch and gets it again.
 
 // group returns the open group of a collection, or nil.
 func (in *instance) group(name string) *cache.Overlay[value] {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.mu.groups[name]
+}
+
+// dropGroup ends a group of a collection; nil is none.
+func (in *instance) dropGroup(name string, group *cache.Overlay[value]) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if group != nil && in.mu.groups[name] == group {
+		delete(in.mu.groups, name)
+	}
 }
 
 // inCollection gives fn a view of a collection that includes its open group.
@@ -186,17 +196,18 @@ func macKey(name string, indexMAC []byte) cache.Key {
 // PutAppStateMutationMACs implements [store.AppStateStore] and ends the group of its collection. Of one index MAC the
 // highest version counts, and in one call the last.
 func (s *deviceStore) PutAppStateMutationMACs(ctx context.Context, name string, version uint64, mutations []store.AppStateMutationMAC) error {
+	in, err := s.instance(ctx)
+	if err != nil {
+		return err
+	}
+	group := in.group(name)
+	defer in.dropGroup(name, group)
 	for _, m := range mutations {
 		if len(m.IndexMAC) != keyLength || len(m.ValueMAC) != keyLength {
 			return invalid("index and value MAC must have 32 bytes")
 		}
 	}
-	in, err := s.instance(ctx)
-	if err != nil {
-		return err
-	}
 	var opened []cache.Write[value]
-	group := in.group(name)
 	if group != nil {
 		opened = group.Writes() // now: inside the view its lock would come after the instance's
 	}
@@ -216,11 +227,6 @@ func (s *deviceStore) PutAppStateMutationMACs(ctx context.Context, name string, 
 	if err != nil {
 		return err
 	}
-	in.mu.Lock()
-	if group != nil && in.mu.groups[name] == group {
-		delete(in.mu.groups, name)
-	}
-	in.mu.Unlock()
 	in.keys.DropScope(typeAppStateMAC, escapeID(name))
 	return nil
 }
@@ -242,10 +248,14 @@ func (s *deviceStore) DeleteAppStateMutationMACs(ctx context.Context, name strin
 		}
 		return nil
 	}
-	if group := in.group(name); group != nil {
-		return in.keys.Update(ctx, group, nil, remove)
+	group := in.group(name)
+	if group == nil {
+		return in.write(ctx, patienceNone, remove)
 	}
-	return in.write(ctx, patienceNone, remove)
+	if err = in.keys.Update(ctx, group, nil, remove); err != nil {
+		in.dropGroup(name, group)
+	}
+	return err
 }
 
 // GetAppStateMutationMAC implements [store.AppStateStore]. The first question loads the collection.

@@ -283,6 +283,9 @@ func (c *Container) instance(ctx context.Context, id string) (*instance, error) 
 		if in != nil {
 			c.forget(in)
 		}
+		if ctx.Err() != nil { // also when one round after the other opens nothing
+			return nil, fmt.Errorf("%w: opening instance: %w", ErrUnavailable, context.Cause(ctx))
+		}
 		opened, err := c.open(ctx, id)
 		if err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package pgstore_test
 
 import (
 	"bytes"
+	"context"
 	"database/sql"
 	"fmt"
 	"strings"
@@ -331,9 +332,14 @@ func TestP8CredentialsThatDoNotParseAreAnError(t *testing.T) {
 				"Save":           func() error { return held[0].Save(ctx) },
 				"GetSession":     func() error { _, err := held[0].Sessions.GetSession(ctx, "1:0"); return err },
 				"PutSenderKey":   func() error { return held[0].SenderKeys.PutSenderKey(ctx, "g", "1:0", spoiledSenderKey) },
-				"Delete":         func() error { return held[0].Delete(ctx) },
+				"a decrypt": func() error {
+					return held[0].EventBuffer.DoDecryptionTxn(ctx, func(context.Context) error { return nil })
+				},
+				"Delete": func() error { return held[0].Delete(ctx) },
 			} {
-				require.ErrorIs(t, call(), pgstore.ErrCorrupt, name)
+				err := call()
+				require.ErrorIs(t, err, pgstore.ErrCorrupt, name)
+				require.ErrorIs(t, err, context.Canceled, "%s: the message is not at fault", name)
 			}
 			_, err = held[0].Contacts.GetContact(ctx, spoiledChat) // looks, and needs no counter of pre-keys
 			if strings.Contains(spoil, "'device'") {

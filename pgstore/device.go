@@ -62,8 +62,12 @@ func checkDevice(d *store.Device) error {
 	}
 	fault := func(what string) error { return fmt.Errorf("%w: device: %s", ErrInvalidInput, what) }
 	switch {
-	case !storableUser(d.ID.User) || !storableUser(d.LID.User):
+	case !storableUser(d.ID.String()) || !storableUser(d.LID.String()):
 		return fault("ID or LID is too long")
+	case !survivesParsing(*d.ID):
+		return fault("ID is not what its text is read back as")
+	case !survivesParsing(d.LID):
+		return fault("LID is not what its text is read back as")
 	case d.NoiseKey == nil || d.NoiseKey.Priv == nil:
 		return fault("NoiseKey is missing")
 	case d.IdentityKey == nil || d.IdentityKey.Priv == nil:
@@ -86,6 +90,12 @@ func checkDevice(d *store.Device) error {
 		return fault("Account.Details is missing")
 	}
 	return nil
+}
+
+// survivesParsing says whether a JID's text, which is what is stored, is read back as that JID: a user with a dot, a colon or an @ is not.
+func survivesParsing(jid types.JID) bool {
+	parsed, err := types.ParseJID(jid.String())
+	return err == nil && parsed == jid
 }
 
 func deviceToJSON(d *store.Device) *deviceJSON {
@@ -480,7 +490,7 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 		return err
 	}
 	err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
-		return pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
+		err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, c.sql(`WITH i AS (
 					INSERT INTO {schema}.instances (id, jid, lid, epoch, owner, timeline)
 					SELECT $1, $2, $3, nextval('{schema}.epochs'), $4, substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
@@ -492,16 +502,20 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 			}
 			return c.LIDMap.putOwn(ctx, tx, d)
 		})
+		var pgErr *pgconn.PgError
+		if errors.As(err, &pgErr) && pgErr.Code == "23505" {
+			return fmt.Errorf("%w: instance %s or device %s is stored already", ErrDeviceConflict, id, d.ID)
+		}
+		return err
 	})
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) && pgErr.Code == "23505" {
+	if errors.Is(err, ErrDeviceConflict) {
 		if stored, readErr := c.storedDevice(ctx, id); readErr != nil {
 			return readErr
 		} else if stored != nil && stored.isOf(d) {
 			c.LIDMap.learnOwn(d)
 			return nil // an earlier attempt was committed, and its answer was lost
 		}
-		return fmt.Errorf("%w: instance %s or device %s is stored already", ErrDeviceConflict, id, d.ID)
+		return err
 	}
 	if err != nil {
 		return fmt.Errorf("pgstore: storing device: %w", err)

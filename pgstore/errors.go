@@ -3,7 +3,9 @@ package pgstore
 import (
 	"context"
 	"errors"
+	"strings"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"go.mau.fi/whatsmeow/store"
 )
 
@@ -29,10 +31,14 @@ var (
 	// than what this process saved, as after a failover that lost writes. It matches context.Canceled.
 	ErrDatabaseRewound error = &refusal{"pgstore: database lost writes that were durable"}
 	// ErrRefused is returned by the stores of an instance that stopped because the database refuses
-	// its writes for good (rights, a missing table, a CHECK). It matches context.Canceled.
-	ErrRefused error = &refusal{"pgstore: database refuses the writes of this instance"}
+	// its writes for good (rights, a missing table, a CHECK), and by any call whose own statement the database
+	// refuses so, a read too. It matches context.Canceled.
+	ErrRefused error = &refusal{"pgstore: database refuses for good"}
 	// ErrUnavailable says that the database could not be asked before the context ended. It matches context.Canceled.
 	ErrUnavailable error = &refusal{"pgstore: database unavailable"}
+	// ErrCorrupt is returned when a stored row cannot be read and its absence would be wrong: of the credentials above all. It matches
+	// context.Canceled, as a message is good whatever became of our row.
+	ErrCorrupt error = &refusal{"pgstore: stored row cannot be read"}
 
 	// ErrMessageKeyUsed is returned by PutSession, PutManySessions and PutSenderKey when the message key of a send was used by
 	// another send that had read the same record; also when it held the record over so many steps of the ratchet that its recipient could not
@@ -51,8 +57,6 @@ var (
 	ErrDeviceConflict = errors.New("pgstore: device conflicts with one that is stored")
 	// ErrInvalidInput is returned by the call that was given what cannot be stored; the text names the field.
 	ErrInvalidInput = errors.New("pgstore: invalid input")
-	// ErrCorrupt is returned when a stored row cannot be read.
-	ErrCorrupt = errors.New("pgstore: stored row cannot be read")
 	// ErrSchemaTooNew is returned by New when the schema in the database may not be used by this version.
 	ErrSchemaTooNew = errors.New("pgstore: database schema is too new for this version of the library")
 	// ErrSchemaMissing is returned by New when the schema is not up to date and migrating is switched off.
@@ -62,3 +66,21 @@ var (
 	// ErrPreKeysExhausted is returned when all 2^24-2 pre-key ids are in use.
 	ErrPreKeysExhausted = errors.New("pgstore: no free pre-key id")
 )
+
+// statementError is a databaseError of a statement that is no flush.
+type statementError struct{ *databaseError }
+
+// Error implements error.
+func (e *statementError) Error() string {
+	return "pgstore: " + strings.TrimPrefix(e.databaseError.Error(), "pgstore: flush: ")
+}
+
+// withoutRows keeps what a server says about values out of an error: Detail and Where may quote a row with its keys. An error for
+// good matches [ErrRefused] then. Every other error stays as it is.
+func withoutRows(err error) error {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return &statementError{&databaseError{code: pgErr.Code, message: pgErr.Message}}
+	}
+	return err
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/sha512"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,9 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/proto/waAdv"
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
+	"go.mau.fi/whatsmeow/util/keys"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
@@ -486,6 +490,75 @@ func FuzzP10WhatIsPutIsRefusedOrComesOutAsItWentIn(f *testing.F) {
 		check(c, d)
 		require.NoError(t, c.Flush(ctx), m.name)
 		check(c, d)
+	})
+}
+
+// kept is all that the store keeps of a device.
+func kept(d *store.Device) []any {
+	return []any{
+		*d.ID, d.LID, *d.NoiseKey, *d.IdentityKey, *d.SignedPreKey, d.RegistrationID, d.AdvSecretKey,
+		d.Account.Details, d.Account.AccountSignature, d.Account.AccountSignatureKey, d.Account.DeviceSignature,
+		d.Platform, d.BusinessName, d.PushName, d.LIDMigrationTimestamp, d.CompanionMetaNonce, d.FacebookUUID,
+	}
+}
+
+// Whatever a device holds when it is saved, and when it is saved again, is refused by that call, or another container reads it as it was.
+func FuzzP10ASavedDeviceIsReadAsItWas(f *testing.F) {
+	c, dsn := open(f)
+	other := reopen(f, dsn)
+	long := strings.Repeat("n", 1001)
+	for _, s := range []string{"1", "", "1.x", "1:x", "1.2", "1:2", "a@b", "1.2:3", "1.2.3", "nul\x00", "broken\xff", long} {
+		f.Add(s, types.DefaultUserServer, "2", "text", []byte("raw"), uint32(7), false)
+		f.Add("1", types.DefaultUserServer, s, s, []byte(s), uint32(1<<24-1), true)
+		f.Add("1", s, "2", s, []byte{}, uint32(1<<16|7), true)
+	}
+	f.Add("1", types.DefaultUserServer, "2", "text", []byte("raw"), uint32(1<<24|7), false)
+	f.Fuzz(func(t *testing.T, user, server, lid, text string, raw []byte, n uint32, named bool) {
+		d := c.NewDevice()
+		if named {
+			var err error
+			d, err = c.Instance(ctx, "named")
+			require.NoError(t, err)
+		}
+		signaltest.FillPairing(d)
+		key, signature := raw32(raw), sha512.Sum512(raw)
+		d.ID = &types.JID{User: user, Device: uint16(n), RawAgent: uint8(n >> 16), Integrator: uint16(n >> 24), Server: server}
+		d.LID = types.JID{User: lid, Device: uint16(n >> 8), Server: types.HiddenUserServer}
+		d.NoiseKey, d.IdentityKey = keys.NewKeyPairFromPrivateKey(key), keys.NewKeyPairFromPrivateKey(raw32([]byte(text)))
+		d.SignedPreKey = &keys.PreKey{KeyPair: *d.IdentityKey, KeyID: n, Signature: &signature}
+		d.RegistrationID, d.LIDMigrationTimestamp, d.AdvSecretKey = n, -int64(n)<<31, raw
+		d.Account = &waAdv.ADVSignedDeviceIdentity{Details: raw, AccountSignature: signature[:], AccountSignatureKey: key[:], DeviceSignature: signature[:]}
+		d.Platform, d.BusinessName, d.PushName, d.CompanionMetaNonce = text, user, lid, server
+		if named {
+			d.FacebookUUID = uuid.UUID(key[:16])
+		}
+		if err := d.Save(ctx); err != nil {
+			require.ErrorIs(t, err, pgstore.ErrInvalidInput)
+			return
+		}
+		got, err := other.GetDevice(ctx, *d.ID)
+		require.NoError(t, err)
+		require.NotNil(t, got)
+		require.Equal(t, kept(d), kept(got))
+		infos, err := other.Instances(ctx)
+		require.NoError(t, err)
+		require.Len(t, infos, 1)
+		require.Equal(t, []string{d.ID.String(), d.LID.String()}, []string{infos[0].JID, infos[0].LID})
+
+		got.LID = types.JID{User: text, Device: uint16(n), Server: server}
+		got.Platform, got.BusinessName, got.PushName, got.CompanionMetaNonce = lid, server, text, user
+		if err = got.Save(ctx); err == nil {
+			d, err = c.GetDevice(ctx, *got.ID)
+			require.NoError(t, err)
+			require.NotNil(t, d)
+			require.Equal(t, kept(got), kept(d))
+			require.NoError(t, d.Delete(ctx))
+			require.NoError(t, got.Delete(ctx))
+			return
+		}
+		require.ErrorIs(t, err, pgstore.ErrInvalidInput)
+		require.NoError(t, got.Delete(ctx))
+		require.NoError(t, d.Delete(ctx))
 	})
 }
 

@@ -467,27 +467,33 @@ func (m *LIDMap) run(ctx context.Context) {
 
 // saveBatch saves the pairs, and notes those that the database refuses. It fails only if the context ends.
 func (m *LIDMap) saveBatch(ctx context.Context, batch *lidBatch) error {
+	var guilty bool // the server refused what it was given, and not the statement as such
 	save := func(pairs map[string]string) error {
-		return m.c.persist(ctx, attemptTimeout, func(ctx context.Context) error { return m.save(ctx, pairs) })
+		return m.c.persist(ctx, attemptTimeout, func(ctx context.Context) error {
+			err := m.save(ctx, pairs)
+			guilty = aboutData(err)
+			return err
+		})
 	}
 	err := save(batch.pairs)
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
+	oneByOne := len(batch.pairs) > 1 && guilty // one of them is, the others are not
 	batch.refused = make(map[string]error)
 	for pn, lid := range batch.pairs {
 		why := err
-		if len(batch.pairs) > 1 && aboutData(err) { // one of them is guilty, the others are not
+		if oneByOne {
 			why = save(map[string]string{pn: lid})
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if why != nil {
-			batch.refused[pn] = flushError(why)
+			batch.refused[pn] = why
 		}
 	}
-	m.c.cfg.Logger.Error("pgstore: database refuses LID pairs", "count", len(batch.refused), "error", flushError(err))
+	m.c.cfg.Logger.Error("pgstore: database refuses LID pairs", "count", len(batch.refused), "error", err)
 	return nil
 }
 

@@ -207,7 +207,8 @@ func (c *Container) retry(ctx context.Context, limit time.Duration, fn func(cont
 }
 
 // persist repeats fn until it succeeds, its error is for good, or the context ends: a
-// database that cannot be reached is waited for, it never looks like one that is empty. Each attempt has a limit of its own.
+// database that cannot be reached is waited for, it never looks like one that is empty. Each attempt has a limit of its own. What the
+// server itself refuses for good is [ErrRefused]; fn sees its error with all that it says, the caller without what may quote a row.
 func (c *Container) persist(ctx context.Context, limit time.Duration, fn func(context.Context) error) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		attempt, cancel := context.WithTimeout(ctx, limit)
@@ -225,9 +226,9 @@ func (c *Container) persist(ctx context.Context, limit time.Duration, fn func(co
 		err = permanent.Unwrap()
 	}
 	if err != nil && unavailable(err) {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: %w", ErrUnavailable, withoutRows(err))
 	}
-	return err
+	return withoutRows(err)
 }
 
 // fetcher gets what an instance does not hold in memory.

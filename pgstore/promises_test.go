@@ -353,3 +353,65 @@ func TestPreKeyIDsStayBelowTheHighest(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 5, uploaded, "those that were handed out, not those up to 4")
 }
+
+// What a patch has put before one of its calls fails is gone: the client gets that patch again, and the next one is not made of two halves.
+func TestP2OfAnAppStatePatchThatFailsNothingIsLeft(t *testing.T) {
+	t.Parallel()
+	c, dsn := open(t)
+	d := pair(t, c.NewDevice())
+	mac := bytes.Repeat([]byte{1}, 32)
+	macs := []store.AppStateMutationMAC{{IndexMAC: mac, ValueMAC: mac}}
+	require.NoError(t, d.AppState.PutAppStateVersion(ctx, "regular", 1, [128]byte{}))
+	require.NoError(t, d.AppState.PutAppStateMutationMACs(ctx, "regular", 1, macs))
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	for name, fail := range map[string]func() error{
+		"a MAC that is refused": func() error {
+			require.NoError(t, d.AppState.DeleteAppStateMutationMACs(ctx, "regular", [][]byte{mac}))
+			return d.AppState.PutAppStateMutationMACs(ctx, "regular", 2, append(macs, store.AppStateMutationMAC{IndexMAC: mac}))
+		},
+		"MACs that cannot be looked for": func() error {
+			return d.AppState.DeleteAppStateMutationMACs(cancelled, "regular", [][]byte{mac})
+		},
+	} {
+		require.NoError(t, c.Flush(ctx))
+		require.NoError(t, d.AppState.PutAppStateVersion(ctx, "regular", 2, [128]byte{}))
+		require.Error(t, fail(), name)
+		version, _, err := d.AppState.GetAppStateVersion(ctx, "regular")
+		require.NoError(t, err)
+		require.EqualValues(t, 1, version, name)
+		got, err := d.AppState.GetAppStateMutationMAC(ctx, "regular", mac)
+		require.NoError(t, err)
+		require.Equal(t, mac, got, name)
+		require.NoError(t, d.AppState.PutAppStateMutationMACs(ctx, "regular", 1, nil))
+		require.NoError(t, c.Flush(ctx))
+		require.Equal(t, 1, scalar[int](t, dsn, `SELECT (data->'version')::int FROM whatsmeow.auth_keys WHERE key_type = 'app_state_version'`), name)
+	}
+}
+
+// A device is stored with the texts of its JIDs: one whose text is another JID's, or nobody's, would not be found again.
+func TestP10ADeviceWhoseJIDsWouldComeBackAsOthersIsRefused(t *testing.T) {
+	t.Parallel()
+	c, dsn := open(t)
+	for _, user := range []string{"1.x", "1:x", "1.2", "1:2", "a@b", "1.2.3"} {
+		for field, spoil := range map[string]func(*store.Device){
+			"device: ID":  func(d *store.Device) { d.ID.User = user },
+			"device: LID": func(d *store.Device) { d.LID.User = user },
+		} {
+			d := c.NewDevice()
+			signaltest.FillPairing(d)
+			spoil(d)
+			err := d.Save(ctx)
+			require.ErrorIs(t, err, pgstore.ErrInvalidInput, user)
+			require.ErrorContains(t, err, field)
+		}
+	}
+	require.Zero(t, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances`))
+	d := pair(t, c.NewDevice())
+	was := d.LID
+	d.LID.User = "1.x"
+	require.ErrorIs(t, d.Save(ctx), pgstore.ErrInvalidInput, "also when it is saved again")
+	again, err := reopen(t, dsn).GetDevice(ctx, *d.ID)
+	require.NoError(t, err)
+	require.Equal(t, was, again.LID)
+}
