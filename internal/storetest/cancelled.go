@@ -22,7 +22,15 @@ import (
 // that has ended. A call may fail, with an error that says so. What any of them made visible in memory becomes durable: another container
 // finds it. A ratchet advances in memory whatever its context says.
 func Cancelled(t *testing.T, edit func(*pgstore.Config)) {
-	dsn := pgtest.Open(t)
+	w := new(cancelling)
+	pool := w.pool(t, pgtest.Open(t))
+	open := func() *pgstore.Container {
+		config := pgstore.Config{Pool: pool, FlushInterval: time.Hour} // statements are those that somebody waits for
+		edit(&config)
+		c, err := pgstore.NewWithConfig(ctx, config)
+		require.NoError(t, err)
+		return c
+	}
 	for name, methods := range map[string][]method{"puts": puts, "puts and removals": slices.Concat(puts, removals)} {
 		ratchets := []string{"IsTrustedIdentity", "GetSession", "HasSession", "GetManySessions", "GetSenderKey"}
 		if evicting := new(pgstore.Config); len(methods) > len(puts) {
@@ -33,8 +41,7 @@ func Cancelled(t *testing.T, edit func(*pgstore.Config)) {
 		var want map[string]any
 		for moment := 0; ; moment++ {
 			ending, stop := context.WithCancel(ctx)
-			w := &cancelling{cancel: stop}
-			c := w.open(t, dsn, edit)
+			c := open()
 			d := c.NewDevice()
 			signaltest.FillPairing(d)
 			require.NoError(t, d.Save(ctx))
@@ -46,7 +53,7 @@ func Cancelled(t *testing.T, edit func(*pgstore.Config)) {
 				signaltest.FillPairing(d)
 				require.NoError(t, d.Save(ctx))
 			}
-			w.arm(moment)
+			w.arm(moment, stop)
 			for _, m := range methods {
 				if _, err := m.call(ending, d); err != nil {
 					require.ErrorIs(t, ending.Err(), context.Canceled, "%s: %v", m.name, err)
@@ -62,7 +69,7 @@ func Cancelled(t *testing.T, edit func(*pgstore.Config)) {
 			require.NoError(t, c.Flush(ctx))
 			require.Equal(t, got, snapshot(t, d), where)
 
-			another := new(cancelling).open(t, dsn, edit)
+			another := open()
 			found, err := another.GetDevice(ctx, *d.ID)
 			require.NoError(t, err)
 			again := snapshot(t, found)
@@ -85,15 +92,13 @@ func Cancelled(t *testing.T, edit func(*pgstore.Config)) {
 
 // cancelling cancels a context when a statement begins or ends.
 type cancelling struct {
-	cancel context.CancelFunc
-
-	mu    sync.Mutex
-	armed bool
-	left  int    // beginnings and ends until then
-	at    string // the statement
+	mu     sync.Mutex
+	cancel context.CancelFunc // nil unless it counts
+	left   int                // beginnings and ends until then
+	at     string             // the statement
 }
 
-func (w *cancelling) open(t *testing.T, dsn string, edit func(*pgstore.Config)) *pgstore.Container {
+func (w *cancelling) pool(t *testing.T, dsn string) *pgxpool.Pool {
 	t.Helper()
 	cfg, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
@@ -101,37 +106,33 @@ func (w *cancelling) open(t *testing.T, dsn string, edit func(*pgstore.Config)) 
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
-	config := pgstore.Config{Pool: pool, FlushInterval: time.Hour} // statements are those that somebody waits for
-	edit(&config)
-	c, err := pgstore.NewWithConfig(ctx, config)
-	require.NoError(t, err)
-	return c
+	return pool
 }
 
 // arm begins to count.
-func (w *cancelling) arm(moment int) {
+func (w *cancelling) arm(moment int, cancel context.CancelFunc) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.armed, w.left = true, moment
+	w.cancel, w.left, w.at = cancel, moment, "nowhere"
 }
 
 // disarm ends that, and says which statement cancelled.
 func (w *cancelling) disarm() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.armed = false
+	w.cancel = nil
 	return w.at
 }
 
 func (w *cancelling) count(moment string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.armed {
+	if w.cancel == nil {
 		return
 	}
 	if w.left--; w.left < 0 {
-		w.armed, w.at = false, moment
 		w.cancel()
+		w.cancel, w.at = nil, moment
 	}
 }
 
