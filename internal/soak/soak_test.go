@@ -58,7 +58,7 @@ type process struct {
 // counted. They are no more at the end than they were at the second rest.
 func TestSoak(t *testing.T) {
 	t.Logf("seed %d", *seed)
-	bad := &badDays{server: pgtest.NewServer(t), rng: rand.New(rand.NewPCG(*seed, 0)), post: new(post), happened: make(map[string]int)}
+	bad := &badDays{server: pgtest.NewServer(t), rng: rand.New(rand.NewPCG(*seed, 0)), post: new(post), happened: make(map[string]int), spoilt: make(map[string]int)}
 	if bad.server != nil {
 		bad.dsn = bad.server.DSN
 	} else {
@@ -101,7 +101,7 @@ func TestSoak(t *testing.T) {
 		require.LessOrEqual(t, now.goroutines, early.goroutines, "goroutines")
 		require.LessOrEqual(t, now.heap, early.heap+early.heap/2, "memory")
 	}
-	t.Logf("faults: %v", bad.happened)
+	t.Logf("faults: %v; spoilt rows: %v", bad.happened, bad.spoilt)
 	require.Empty(t, bad.missing(), "every fault has happened")
 	if bad.child != nil {
 		bad.child.kill(t, bad.dsn)
