@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help test long bench lint fmt ci
+.PHONY: help test long fuzz bench lint fmt ci
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -7,10 +7,18 @@ help: ## show this list
 test: ## all tests, in their short form
 	go test -race ./...
 
-long: ## the long forms: random sequences against sqlstore, whole lives with 100 kills, 100,000 sends
+long: ## the long forms: random sequences against sqlstore, whole lives with 100 kills, 100,000 sends, fuzzing
 	go test ./internal/storetest -run Differential -differential.seeds=10 -differential.steps=10000 -timeout 60m
 	go test -race ./internal/life -life.rounds=100 -life.away=30s -life.history=20000 -timeout 60m
 	go test -race ./pgstore -run TestP4SendingAndReceiving -race.sends=100000 -timeout 60m
+	$(MAKE) fuzz
+
+fuzz: ## each fuzz target for a minute
+	@set -e; listed=$$(go test ./pgstore -list '^Fuzz'); \
+	for target in $$(echo "$$listed" | grep '^Fuzz'); do \
+		echo "$$target"; \
+		go test ./pgstore -run '^$$' -fuzz "^$$target\$$" -fuzztime 1m; \
+	done
 
 bench: ## benchmarks against sqlstore and maps; compare two runs with benchstat
 	go test ./pgstore -run '^$$' -bench . -count 5

@@ -36,30 +36,48 @@ func survive(t *testing.T, end func(*pgtest.Container), sends pgstore.SendMode) 
 	d := pair(t, c.NewDevice())
 	ours, theirs := signaltest.NewPeer(d), signaltest.NewPeer(signaltest.NewMemoryDevice(c.NewDevice()))
 	signaltest.Meet(t, theirs, ours)
-	back := make(chan struct{})
-	go func() {
-		defer close(back)
-		end(server)
-	}()
 	who := func(i int) types.JID { return types.NewJID(fmt.Sprint(i), types.DefaultUserServer) }
 	identity := func(i int) [32]byte { return [32]byte{1, byte(i), byte(i >> 8)} }
 	turns := 0
-	for over := false; !over; turns++ {
-		select {
-		case <-back:
-			over = true // and once more
-		default:
-		}
+	exchange := func() {
+		t.Helper()
 		signaltest.Say(t, theirs, ours, fmt.Sprint("in ", turns))
 		_, _, err := d.Contacts.PutPushName(ctx, who(turns), fmt.Sprint("name ", turns))
 		require.NoError(t, err)
 		require.NoError(t, d.Identities.PutIdentity(ctx, who(turns).SignalAddress().String(), identity(turns)))
 		require.NoError(t, d.MsgSecrets.PutMessageSecret(ctx, who(turns), who(turns), "A", fmt.Append(nil, "secret ", turns)))
 		signaltest.Say(t, ours, theirs, fmt.Sprint("out ", turns)) // what came before it is durable with it
+		turns++
+	}
+	for range 5 {
+		exchange()
+	}
+	require.NoError(t, c.Flush(ctx))
+	before := c.Stats().Batcher
+	back := make(chan struct{})
+	go func() {
+		defer close(back)
+		end(server)
+	}()
+	for over := false; !over; {
+		select {
+		case <-back:
+			over = true // and once more
+		default:
+		}
+		exchange()
+	}
+	during := turns
+	require.Greater(t, c.Stats().Batcher.Retries, before.Retries, "a flush has met the outage")
+	for range 5 {
+		exchange()
 	}
 	if sends == pgstore.WriteBehind {
 		require.NoError(t, c.Flush(ctx))
 	}
+
+	require.Greater(t, c.Stats().Batcher.Flushes, before.Flushes)
+	t.Logf("%d exchanges before, %d during, %d after; %d flushes were tried again", 5, during-5, turns-during, c.Stats().Batcher.Retries-before.Retries)
 
 	another, err := reopen(t, server.DSN).GetDevice(ctx, *d.ID)
 	require.NoError(t, err)

@@ -19,10 +19,32 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
-// watch counts the statements that are sent with a context marked by hot, and can hold up statements.
+// watch counts the statements that are sent with a context marked by hot, can hold up statements, and can let a context end with one.
 type watch struct {
 	statements atomic.Int64
 	gate       atomic.Pointer[gate]
+	ending     atomic.Pointer[ending]
+}
+
+// ending cancels a context at a moment: statements begin and end, and it is so many of both until then.
+type ending struct {
+	left   atomic.Int64
+	cancel context.CancelFunc
+}
+
+func (w *watch) moment() {
+	if e := w.ending.Load(); e != nil && e.left.Add(-1) == -1 {
+		e.cancel()
+	}
+}
+
+// endAt returns a context that is cancelled at a moment.
+func (w *watch) endAt(moment int) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	e := &ending{cancel: cancel}
+	e.left.Store(int64(moment))
+	w.ending.Store(e)
+	return ctx, cancel
 }
 
 // gate holds up statements that contain a text.
@@ -44,10 +66,11 @@ func (w *watch) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.Trace
 		g.held.Add(1)
 		<-g.opened
 	}
+	w.moment()
 	return ctx
 }
 
-func (w *watch) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+func (w *watch) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) { w.moment() }
 
 // hang holds up the database until the returned function is called.
 func (w *watch) hang() (release func()) {
@@ -87,6 +110,7 @@ func watchedPool(t testing.TB, dsn string) (*pgxpool.Pool, *watch) {
 // talker is a warm instance just after a restart, and somebody it talks to.
 type talker struct {
 	c            *pgstore.Container
+	pool         *pgxpool.Pool
 	w            *watch
 	d            *store.Device
 	ours, theirs *signaltest.Peer
@@ -119,7 +143,8 @@ func warm(t testing.TB, edit ...func(*pgstore.Config)) *talker {
 	require.NoError(t, d.NCTSalt.PutNCTSalt(ctx, []byte("salt")))
 	require.NoError(t, before.Close())
 
-	tk.c, tk.w = openWatched(t, dsn, edit...)
+	tk.pool, tk.w = watchedPool(t, dsn)
+	tk.c = reopen(t, "", append(edit, func(cfg *pgstore.Config) { cfg.Pool = tk.pool })...)
 	tk.d, err = tk.c.GetDevice(ctx, *d.ID)
 	require.NoError(t, err)
 	tk.ours = signaltest.NewPeer(tk.d)
@@ -192,4 +217,109 @@ func TestP7HotPathHoldsNoLockAcrossIO(t *testing.T) {
 	release()
 	require.NoError(t, <-asked)
 	require.NoError(t, tk.c.Flush(ctx))
+}
+
+// A context ends when a statement begins or ends, at every such moment of a conversation, and all calls after it have one that has ended. What
+// came in and was not read is read when it comes again, what was not sent has used no key that is used again, and another container goes on
+// from what memory held.
+func TestP4P7AContextThatEndsInTheMiddleOfAConversationLosesNothing(t *testing.T) {
+	t.Parallel()
+	for mode, sends := range map[string]pgstore.SendMode{"Durable": pgstore.Durable, "WriteBehind": pgstore.WriteBehind} {
+		for memory, budget := range map[string]int64{"resident": 0, "evicting": 1} {
+			t.Run(mode+" "+memory, func(t *testing.T) {
+				t.Parallel()
+				config := func(cfg *pgstore.Config) {
+					cfg.Sends, cfg.MemoryBudget = sends, budget
+					cfg.FlushInterval = time.Hour // statements are those that somebody waits for
+				}
+				tk := warm(t, config)
+				for moment := 0; ; moment++ {
+					ending, stop := tk.w.endAt(moment)
+					tk.endingConversation(t, ending)
+					over := ending.Err() == nil
+					stop()
+					tk.w.ending.Store(nil)
+
+					held := tk.records(t)
+					require.NoError(t, tk.c.Flush(ctx))
+					require.Equal(t, held, tk.records(t))
+					pool := tk.pool
+					require.NoError(t, tk.c.Close())
+					tk.c = reopen(t, "", config, func(cfg *pgstore.Config) { cfg.Pool = pool })
+					var err error
+					tk.d, err = tk.c.GetDevice(ctx, *tk.d.ID)
+					require.NoError(t, err)
+					tk.ours = signaltest.NewPeer(tk.d)
+					require.Equal(t, held, tk.records(t), "moment %d", moment)
+					tk.everything(t, ctx)
+					if over {
+						require.Greater(t, moment, 4, "a statement has two")
+						t.Logf("cancelled at %d moments", moment)
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+// endingConversation is one, alone and in a group, with a context that may end. What could not be read comes again, with one that does not.
+// Each part finds evicted what may be.
+func (tk *talker) endingConversation(t testing.TB, ending context.Context) {
+	t.Helper()
+	ended := func(err error) {
+		t.Helper()
+		require.ErrorIs(t, ending.Err(), context.Canceled, err)
+		require.ErrorIs(t, err, context.Canceled)
+	}
+	read := func(receive func(context.Context) ([]byte, error)) {
+		t.Helper()
+		got, err := receive(ending)
+		if err != nil {
+			ended(err)
+			got, err = receive(ctx)
+		}
+		require.NoError(t, err)
+		require.Equal(t, "in", string(got))
+		require.NoError(t, tk.c.Flush(ctx))
+	}
+	in, err := tk.theirs.Send(ctx, []types.JID{tk.ours.Address()}, []byte("in"))
+	require.NoError(t, err)
+	read(func(ctx context.Context) ([]byte, error) {
+		return tk.ours.Receive(ctx, tk.theirs.Address(), in[tk.ours.Address()])
+	})
+	out, err := tk.ours.Send(ending, []types.JID{tk.theirs.Address()}, []byte("out"))
+	if err != nil {
+		ended(err)
+	} else {
+		_, err = tk.theirs.Receive(ctx, tk.ours.Address(), out[tk.theirs.Address()])
+		require.NoError(t, err)
+	}
+	require.NoError(t, tk.c.Flush(ctx))
+	inGroup, err := tk.theirs.SendGroup(ctx, tk.group, []byte("in"))
+	require.NoError(t, err)
+	read(func(ctx context.Context) ([]byte, error) {
+		return tk.ours.ReceiveGroup(ctx, tk.group, tk.theirs.Address(), inGroup)
+	})
+	outGroup, err := tk.ours.SendGroup(ending, tk.group, []byte("out"))
+	if err != nil {
+		ended(err)
+	} else {
+		_, err = tk.theirs.ReceiveGroup(ctx, tk.group, tk.ours.Address(), outGroup)
+		require.NoError(t, err)
+	}
+}
+
+// records are the ratchets of the talker.
+func (tk *talker) records(t testing.TB) (records []string) {
+	t.Helper()
+	session, err := tk.d.Sessions.GetSession(ctx, tk.theirs.Address().SignalAddress().String())
+	require.NoError(t, err)
+	records = append(records, string(session))
+	for _, p := range []*signaltest.Peer{tk.ours, tk.theirs} {
+		key, err := tk.d.SenderKeys.GetSenderKey(ctx, tk.group.String(), p.Address().SignalAddress().String())
+		require.NoError(t, err)
+		records = append(records, string(key))
+	}
+	return records
 }

@@ -38,6 +38,7 @@ type badDays struct {
 	child     *child
 	deck      []fault // those that will happen next
 	happened  map[string]int
+	spoilt    map[string]int // rows, by type
 }
 
 // rare is a fault that takes long, and happens once.
@@ -130,10 +131,7 @@ var faults = []fault{
 	{"deadlocks", refuse("40P01")},
 	{"serialization failures", refuse("40001")},
 	{"the database refuses an instance for good", refuseForGood},
-	{"somebody spoils a row", func(t testing.TB, b *badDays) { // it is found when the instance is opened again
-		b.exec(t, `INSERT INTO whatsmeow.auth_keys (instance_id, key_type, key_id, data, seq)
-			SELECT id, 'identity', 'spoilt:0', '{}', seq FROM whatsmeow.instances WHERE id = '`+b.instances[b.rng.IntN(len(b.instances))]+`' ON CONFLICT DO NOTHING`)
-	}},
+	{"somebody spoils rows", spoilRows},
 }
 
 func reopen(orderly bool) func(testing.TB, *badDays) {

@@ -33,15 +33,20 @@ const maxEvents = 10
 
 // model is what was put, by the name of what it is.
 type model struct {
-	sessions, senderKeys, secrets, names, tokens, events, macs map[string]string
-	version                                                    uint64
-	preKeys                                                    []uint32
+	sessions, senderKeys, secrets, names, tokens, macs map[string]string
+	events, outgoing                                   map[string]string // the plaintext; of an event that was handled, nothing
+	syncKeys                                           map[string]string
+	syncKeyTimes                                       map[string]int64
+	salt                                               string // nothing if there is none
+	version                                            uint64
+	preKeys                                            []uint32
 }
 
 func newModel() model {
 	return model{
 		sessions: map[string]string{}, senderKeys: map[string]string{}, secrets: map[string]string{}, names: map[string]string{},
-		tokens: map[string]string{}, events: map[string]string{}, macs: map[string]string{},
+		tokens: map[string]string{}, macs: map[string]string{}, events: map[string]string{}, outgoing: map[string]string{},
+		syncKeys: map[string]string{}, syncKeyTimes: map[string]int64{},
 	}
 }
 
@@ -64,6 +69,10 @@ var steps = []step{
 	{"name", name},
 	{"token", token},
 	{"transaction", transaction},
+	{acknowledged, acknowledge},
+	{"outgoing event", outgoingEvent},
+	{"sync key", syncKey},
+	{"NCT salt", nctSalt},
 	{"rollback", rollback(func() error { return errRollback })},
 	{"panic", rollback(func() error { panic(errRollback) })},
 	{"patch", patch},
@@ -221,6 +230,43 @@ func transaction(ctx context.Context, c *pgstore.Container, r *resident) error {
 func eventHash(n int) (hash [32]byte) {
 	binary.BigEndian.PutUint64(hash[:], uint64(n))
 	return hash
+}
+
+// acknowledge forgets what an event said, as the client does when the event was handled. It may be one that was never buffered.
+func acknowledge(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	hash := eventHash(r.rng.IntN(r.events + 1))
+	if _, known := r.model.events[string(hash[:])]; known {
+		r.model.events[string(hash[:])] = ""
+	}
+	return r.device.EventBuffer.ClearBufferedEventPlaintext(ctx, hash)
+}
+
+// outgoingEvent keeps a message for those who ask for it again, and asks for old ones to be deleted, of which there are none.
+func outgoingEvent(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	id := r.pick("ABCDEFGHIJKLMNOP")
+	r.model.outgoing[id] = r.text()
+	if err := r.device.EventBuffer.AddOutgoingEvent(ctx, r.device.ID.ToNonAD(), id, "wa", []byte(r.model.outgoing[id])); err != nil {
+		return err
+	}
+	return r.device.EventBuffer.DeleteOldOutgoingEvents(ctx)
+}
+
+// syncKey puts an app-state sync key, which replaces one that is older.
+func syncKey(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	id, value, at := r.pick("xyz"), r.text(), 1+r.rng.Int64N(1000)
+	if at > r.model.syncKeyTimes[id] {
+		r.model.syncKeys[id], r.model.syncKeyTimes[id] = value, at
+	}
+	return r.device.AppStateKeys.PutAppStateSyncKey(ctx, []byte(id), store.AppStateSyncKey{Data: []byte(value), Fingerprint: []byte{1}, Timestamp: at})
+}
+
+func nctSalt(ctx context.Context, _ *pgstore.Container, r *resident) error {
+	if r.rng.IntN(4) == 0 {
+		r.model.salt = ""
+		return r.device.NCTSalt.DeleteNCTSalt(ctx)
+	}
+	r.model.salt = r.text()
+	return r.device.NCTSalt.PutNCTSalt(ctx, []byte(r.model.salt))
 }
 
 var errRollback = fmt.Errorf("rolled back")

@@ -59,7 +59,14 @@ func TestDifferential(t *testing.T) {
 
 func TestP7AContextThatEndsInTheMiddleOfACallLosesNothing(t *testing.T) {
 	t.Parallel()
-	storetest.Cancelled(t, storetest.Pgstore("pgstore", func(*pgstore.Config) {}))
+	for mode, sends := range map[string]pgstore.SendMode{"Durable": pgstore.Durable, "WriteBehind": pgstore.WriteBehind} {
+		for memory, budget := range map[string]int64{"resident": 0, "evicting": 1} {
+			t.Run(mode+" "+memory, func(t *testing.T) {
+				t.Parallel()
+				storetest.Cancelled(t, func(cfg *pgstore.Config) { cfg.Sends, cfg.MemoryBudget = sends, budget })
+			})
+		}
+	}
 }
 
 func TestP8EveryCallAfterCloseMatchesCanceled(t *testing.T) {

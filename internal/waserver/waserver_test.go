@@ -22,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
+	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
 
@@ -39,12 +40,12 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	goleak.VerifyTestMain(m,
+	os.Exit(pgtest.Main(m.Run,
 		// A frame that is read at the moment at which the client disconnects stays in the hands of the goroutine that read it:
 		// the client's FrameSocket sends it into a channel from which nobody receives any more.
 		goleak.IgnoreTopFunction("go.mau.fi/whatsmeow/socket.(*FrameSocket).frameComplete"),
 		// It waits a minute for more history, whether or not the client is connected.
-		goleak.IgnoreTopFunction("go.mau.fi/whatsmeow.(*Client).handleHistorySyncNotificationLoop"))
+		goleak.IgnoreTopFunction("go.mau.fi/whatsmeow.(*Client).handleHistorySyncNotificationLoop")))
 }
 
 // testBundle is a server with an account and the client that is to be its device.
