@@ -23,7 +23,7 @@ type Batcher[L comparable, K comparable, V any] struct {
 		sync.Mutex
 		lanes     map[L]*Lane[L, K, V]        // those that have not stopped
 		active    map[*Lane[L, K, V]]struct{} // those with something in their queue
-		lost      map[string]*loss            // what stopped lanes could not save, by name
+		lost      map[string]*loss            // what failed lanes could not save, by name
 		pending   int
 		reserved  int
 		blocked   int
@@ -37,18 +37,18 @@ type Batcher[L comparable, K comparable, V any] struct {
 	closeErr error
 }
 
-// loss is what is left of lanes of one name that stopped: no operation, only how many they were.
+// loss is what is left of lanes of one name that failed: no operation, only how many they were.
 type loss struct {
 	pending int
-	cause   error // why the last one stopped
-	again   bool  // a lane of that name has begun since
+	last    *ending // of the one that failed last
+	over    bool    // a lane of that name has begun since, or its owner has given it up
 }
 
 // Stats is a snapshot of a batcher's counters.
 type Stats struct {
 	Pending   int // operations that are not durable
 	Blocked   int // writers that wait for room
-	Stopped   int // lanes that stopped with something unsaved, and did not begin again
+	Stopped   int // lanes that failed, with something unsaved or not, and did not begin again
 	Flushes   int64
 	Flushed   int64 // operations
 	Retries   int64
@@ -83,15 +83,22 @@ func (b *Batcher[L, K, V]) Lane(name L) *Lane[L, K, V] {
 			InitialInterval: b.cfg.InitialBackoff, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: b.cfg.MaxBackoff,
 		}
 		b.mu.lanes[name] = l
-		if lost := b.mu.lost[l.text()]; lost != nil {
-			lost.again = true
-		}
+		b.overLocked(l.text())
 	}
 	return l
 }
 
-// Flush returns when everything that was added before is durable. A lane that stopped with something unsaved makes it return its
-// error, until a lane whose name reads the same has begun.
+// overLocked notes that nobody need be told any more that a lane of that name failed; what it lost is for Close to tell.
+func (b *Batcher[L, K, V]) overLocked(name string) {
+	if lost := b.mu.lost[name]; lost != nil {
+		if lost.over = true; lost.pending == 0 {
+			delete(b.mu.lost, name)
+		}
+	}
+}
+
+// Flush returns when everything that was added before is durable. A lane that failed with something unsaved makes it return its
+// error, until a lane whose name reads the same has begun. A lane that was given up ([Lane.Stop]) does not.
 func (b *Batcher[L, K, V]) Flush(ctx context.Context) error {
 	b.mu.Lock()
 	lanes := make([]*Lane[L, K, V], 0, len(b.mu.lanes))
@@ -100,8 +107,8 @@ func (b *Batcher[L, K, V]) Flush(ctx context.Context) error {
 	}
 	var errs []error
 	for name, lost := range b.mu.lost {
-		if !lost.again {
-			errs = append(errs, fmt.Errorf("%s: %w", name, lost.cause))
+		if !lost.over && lost.last.unsaved > 0 {
+			errs = append(errs, fmt.Errorf("%s: %w", name, lost.last.err))
 		}
 	}
 	b.mu.Unlock()
@@ -126,7 +133,7 @@ func (b *Batcher[L, K, V]) Stats() Stats {
 	s := b.mu.stats
 	s.Pending, s.Blocked = b.mu.pending, b.mu.blocked
 	for _, lost := range b.mu.lost {
-		if !lost.again {
+		if !lost.over {
 			s.Stopped++
 		}
 	}
@@ -156,7 +163,7 @@ func (b *Batcher[L, K, V]) close(ctx context.Context) error {
 
 	var causes []error
 	for _, l := range lanes {
-		if err := l.Barrier(ctx); err != nil && !slices.ContainsFunc(causes, func(c error) bool { return errors.Is(c, err) }) {
+		if err := l.Barrier(ctx); err != nil && !b.givenUp(l) && !slices.ContainsFunc(causes, func(c error) bool { return errors.Is(c, err) }) {
 			causes = append(causes, err)
 		}
 	}
@@ -167,16 +174,21 @@ func (b *Batcher[L, K, V]) close(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for name, lost := range b.mu.lost {
+		if lost.pending == 0 {
+			continue
+		}
 		unsaved.Pending[name] = lost.pending
-		if !slices.ContainsFunc(causes, func(c error) bool { return errors.Is(c, lost.cause) }) {
-			causes = append(causes, lost.cause)
+		if err := lost.last.err; !slices.ContainsFunc(causes, func(c error) bool { return errors.Is(c, err) }) {
+			causes = append(causes, err)
 		}
 	}
 	for _, l := range b.mu.lanes {
-		if n := l.pendingLocked(); n > 0 { // also what an earlier lane of that name has lost
-			unsaved.Pending[l.text()] += n
+		if n := l.pendingLocked(); n == 0 {
+			l.endLocked(ErrClosed)
+		} else {
+			unsaved.Pending[l.text()] += n // besides what an earlier lane of that name has lost
+			l.failLocked(ErrClosed)
 		}
-		l.failLocked(ErrClosed)
 	}
 	if len(unsaved.Pending) == 0 {
 		return nil
@@ -298,17 +310,29 @@ func (b *Batcher[L, K, V]) flushPicked(ctx context.Context, picked []*Lane[L, K,
 	if err != nil {
 		b.failedLocked(picked, err, ctx.Err() != nil)
 	} else {
-		for i, l := range picked {
-			l.flying = false
-			if results != nil && results[i] != nil {
-				b.stopLocked(l, results[i])
-				continue
-			}
-			b.durableLocked(l, parts[i])
-		}
-		b.hurryLocked()
+		b.doneLocked(picked, parts, results, ctx.Err() != nil)
 	}
 	b.openGateLocked()
+}
+
+// doneLocked decides what becomes of lanes whose flush has a result for each.
+func (b *Batcher[L, K, V]) doneLocked(picked []*Lane[L, K, V], parts []*part[K, V], results []error, ended bool) {
+	saved := false
+	for i, l := range picked {
+		l.flying = false
+		switch {
+		case results == nil || results[i] == nil:
+			b.durableLocked(l, parts[i])
+			saved = true
+		case errors.Is(results[i], ErrAgain):
+			b.delayLocked(l, results[i], ended)
+		default:
+			b.stopLocked(l, results[i])
+		}
+	}
+	if saved {
+		b.hurryLocked()
+	}
 }
 
 // call turns a panic of the flush function into an error.
@@ -355,25 +379,33 @@ func (b *Batcher[L, K, V]) hurryLocked() {
 	}
 }
 
-// failedLocked decides what becomes of lanes whose flush failed. At the end of the batcher nothing is tried again.
+// failedLocked decides what becomes of lanes whose flush failed as a whole.
 func (b *Batcher[L, K, V]) failedLocked(picked []*Lane[L, K, V], err error, ended bool) {
 	permanent := b.cfg.Permanent(err)
 	for _, l := range picked {
 		l.flying = false
 		switch {
-		case l.Err() != nil, ended && !permanent:
+		case l.Err() != nil:
 		case permanent && len(picked) == 1:
 			b.stopLocked(l, err)
 		case permanent:
 			l.alone = true
 		default:
-			l.attempts++
-			delay := l.backoff.NextBackOff()
-			l.notBefore = time.Now().Add(delay)
-			b.mu.stats.Retries++
-			b.cfg.OnRetry(err, l.attempts, delay)
+			b.delayLocked(l, err, ended)
 		}
 	}
+}
+
+// delayLocked lets a lane try again later. At the end of the batcher nothing is tried again.
+func (b *Batcher[L, K, V]) delayLocked(l *Lane[L, K, V], err error, ended bool) {
+	if l.Err() != nil || ended {
+		return
+	}
+	l.attempts++
+	delay := l.backoff.NextBackOff()
+	l.notBefore = time.Now().Add(delay)
+	b.mu.stats.Retries++
+	b.cfg.OnRetry(err, l.attempts, delay)
 }
 
 func (b *Batcher[L, K, V]) stopLocked(l *Lane[L, K, V], err error) {

@@ -379,6 +379,146 @@ func TestAFlushIsNotFailedByALaneThatIsStoppedMeanwhile(t *testing.T) {
 	})
 }
 
+// A flush may be the first to see that a device was deleted: that fails no more than if its caller had said so.
+func TestALaneThatTheFlushGivesUpIsNoFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		deleted := errors.New("deleted, says the flush")
+		tb := newTable()
+		var b *batcher.Batcher[string, string, int]
+		b, err := batcher.New(batcher.Config{
+			OnStop: func(lane any, err error) { t.Error(lane, "failed", err) },
+		}, func(ctx context.Context, s []testSegment) ([]error, error) {
+			results := make([]error, len(s))
+			var kept []testSegment
+			for i := range s {
+				if s[i].Lane == "gone" {
+					b.Lane("gone").Stop(deleted)
+					results[i] = deleted
+				} else {
+					kept = append(kept, s[i])
+				}
+			}
+			_, err := tb.flush(ctx, kept)
+			return results, err
+		})
+		require.NoError(t, err)
+		gone, other := b.Lane("gone"), b.Lane("b")
+		add(t, other, put("k", 1))
+		ticket := add(t, gone, put("k", 1))
+		require.NoError(t, b.Flush(ctx), "who waits for it")
+		require.NoError(t, b.Flush(ctx), "and who comes later")
+		require.ErrorIs(t, ticket.Wait(ctx), deleted, "its own callers are told")
+		require.ErrorIs(t, gone.Reserve(ctx, 1), deleted)
+		require.Equal(t, map[string]int{"k": 1}, tb.lane("b"))
+		require.Zero(t, b.Stats().Stopped)
+		require.Zero(t, b.Stats().Pending)
+		add(t, b.Lane("gone"), put("k", 2)) // and once more while it closes
+		require.NoError(t, b.Close(ctx))
+		require.Zero(t, b.Stats().Stopped)
+	})
+}
+
+// Of one flush some segments may be durable and others not yet: only these are repeated, and nobody waits for them.
+func TestP3OnlyWhatIsToBeFlushedAgainIsRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		moving := atomic.Int64{}
+		moving.Store(3)
+		var told error
+		b, err := batcher.New(batcher.Config{
+			InitialBackoff: time.Second,
+			OnRetry:        func(err error, _ int, _ time.Duration) { told = err },
+		}, func(ctx context.Context, s []testSegment) ([]error, error) {
+			results := make([]error, len(s))
+			var kept []testSegment
+			for i := range s {
+				if s[i].Lane == "moving" && moving.Add(-1) >= 0 {
+					results[i] = errors.Join(batcher.ErrAgain, errors.New("moves"))
+				} else {
+					kept = append(kept, s[i])
+				}
+			}
+			_, err := tb.flush(ctx, kept)
+			return results, err
+		})
+		require.NoError(t, err)
+		began := time.Now()
+		waiting := add(t, b.Lane("moving"), put("k", 1))
+		require.NoError(t, add(t, b.Lane("a"), put("k", 1)).Wait(ctx))
+		require.Zero(t, time.Since(began))
+		require.NoError(t, waiting.Wait(ctx))
+		require.Positive(t, time.Since(began), "with a pause")
+		require.ErrorContains(t, told, "moves")
+		require.Equal(t, int64(3), b.Stats().Retries)
+		require.Zero(t, b.Stats().Stopped)
+		require.NoError(t, b.Close(ctx))
+		require.Equal(t, map[string]int{"k": 1}, tb.lane("moving"))
+		repeated := 0
+		for _, f := range tb.flushed() {
+			for _, s := range f {
+				if s.Lane == "a" {
+					repeated++
+				}
+			}
+		}
+		require.Equal(t, 1, repeated, "what was durable")
+	})
+}
+
+func TestCloseDoesNotWaitForWhatIsAlwaysToBeFlushedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := batcher.New(batcher.Config{}, func(context.Context, []testSegment) ([]error, error) {
+			return []error{batcher.ErrAgain}, nil
+		})
+		require.NoError(t, err)
+		add(t, b.Lane("a"), put("k", 1))
+		limited, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		var unsaved *batcher.UnsavedError
+		require.ErrorAs(t, b.Close(limited), &unsaved)
+		require.Equal(t, map[string]int{"a": 1}, unsaved.Pending)
+	})
+}
+
+// An instance that lost its owner while it was idle is as dead as one that had something to save.
+func TestStatsCountsEveryLaneThatFailedUntilItBeginsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		b := start(t, batcher.Config{Interval: time.Hour, MaxRest: time.Hour}, tb)
+		lost := errors.New("taken by another")
+		for _, name := range []string{"a", "b", "c"} {
+			b.Lane(name).Fail(lost)
+		}
+		require.Equal(t, 3, b.Stats().Stopped)
+		require.NoError(t, b.Flush(ctx), "nothing is unsaved")
+		require.NoError(t, add(t, b.Lane("a"), put("k", 1)).Wait(ctx))
+		require.Equal(t, 2, b.Stats().Stopped, "one began again")
+
+		// What was saved after all does not bring it back to life.
+		hang := make(chan struct{})
+		tb.fail = func([]testSegment) error {
+			<-hang
+			return nil
+		}
+		late := b.Lane("d")
+		ticket := add(t, late, put("k", 1))
+		go func() { _ = ticket.Wait(ctx) }()
+		synctest.Wait()
+		late.Fail(lost)
+		close(hang)
+		synctest.Wait()
+		require.Zero(t, late.Pending())
+		require.Equal(t, 3, b.Stats().Stopped)
+
+		late.Stop(errors.New("deleted"))
+		require.Equal(t, 2, b.Stats().Stopped, "nobody misses it")
+		b.Lane("e").Stop(errors.New("deleted"))
+		b.Lane("f")
+		require.NoError(t, b.Close(ctx))
+		require.Equal(t, 2, b.Stats().Stopped, "a lane that is closed has not failed")
+	})
+}
+
 // life is a lane's name that a later one may share.
 type life struct{ name string }
 
@@ -406,6 +546,14 @@ func TestP7CloseCountsWhatAllLivesOfALaneLost(t *testing.T) {
 		begin(0)
 		require.NoError(t, b.Flush(ctx), "it was begun again")
 		require.Zero(t, b.Stats().Stopped)
+		begin(0).Fail(gone)
+		require.NoError(t, b.Flush(ctx), "what earlier lives lost was told")
+		require.Equal(t, 1, b.Stats().Stopped)
+		superseded := begin(1)
+		superseded.Fail(gone)
+		begin(0).Fail(gone)
+		superseded.Stop(gone)
+		require.Equal(t, 1, b.Stats().Stopped, "the one that failed last")
 		begin(4)
 		limited, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()

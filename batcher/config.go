@@ -37,7 +37,7 @@ type Config struct {
 	Permanent func(error) bool
 	// OnRetry is called when a flush failed and will be repeated. It must not block.
 	OnRetry func(err error, attempt int, delay time.Duration)
-	// OnStop is called when a lane stopped because of its data or because the flush said so. It must not block.
+	// OnStop is called when a lane failed because of its data or because the flush said so. It must not block.
 	OnStop func(lane any, err error)
 }
 
@@ -92,6 +92,8 @@ var (
 	ErrClosed = errors.New("batcher: closed")
 	// ErrBacklogFull is returned by [Lane.Reserve] when its context ends while too much is pending.
 	ErrBacklogFull = errors.New("batcher: backlog is full")
+	// ErrAgain is what a [FlushFunc] wraps in the result of a segment that is to be tried again later.
+	ErrAgain = errors.New("batcher: to be flushed again")
 )
 
 // UnsavedError is what Close returns when not everything could be saved.
@@ -113,6 +115,10 @@ func (e *UnsavedError) Error() string {
 func (e *UnsavedError) Unwrap() error { return e.Cause }
 
 // FlushFunc makes segments durable, each atomically. When err is not nil, the result of
-// none is known: all are repeated, or the guilty lane is looked for if the error is permanent. Otherwise a
-// result that is not nil stops that lane; a nil slice means that all went well.
+// none is known: all are repeated, or the guilty lane is looked for if the error is permanent. Otherwise each has a result:
+// nil if it is durable, one that matches [ErrAgain] if it is to be repeated, and any other makes its lane fail. A nil slice
+// means that all went well.
+//
+// A lane whose owner is found to be gone for good has not failed, since nobody wants what is pending: the function itself
+// gives it up with [Lane.Stop], and its result no longer counts if it is not nil.
 type FlushFunc[L comparable, K comparable, V any] func(ctx context.Context, segments []Segment[L, K, V]) (results []error, err error)

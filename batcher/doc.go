@@ -15,7 +15,7 @@
 //  1. Pick the lanes that are due and not being flushed, in the order in which they became due, until the batch is full;
 //     of each lane the segment at its head. Seal these segments.
 //  2. Flush them, with no lock held.
-//  3. Those that are durable leave the queue and their waiters go on. The others
+//  3. Those that are durable leave the queue and their waiters go on. Those to be repeated, all if the flush failed,
 //     stay at the head and are tried again after a jittered, growing delay, which the success of another lane ends.
 //
 // A lane is due when somebody waits for one of its segments, when a segment is full, or when

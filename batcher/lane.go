@@ -22,13 +22,18 @@ type Lane[L comparable, K comparable, V any] struct {
 	alone     bool      // must be flushed without other lanes
 	notBefore time.Time // after a failure
 	hurried   bool      // a delay was ended early since the last success
-	unsaved   int       // operations that were pending when it stopped
-	givenUp   bool      // it was stopped from outside, and nobody wants what was pending
+	givenUp   bool      // it was stopped by its owner, and nobody wants what was pending
 	backoff   *backoff.ExponentialBackOff
 	attempts  int
 	onDurable func([]Op[K, V])
 
-	stopped atomic.Pointer[error] // why the lane stopped; written under b.mu, read without, since every read of a store asks
+	stopped atomic.Pointer[ending] // how the lane stopped; written under b.mu, read without, since every read of a store asks
+}
+
+// ending is how a lane stopped.
+type ending struct {
+	err     error
+	unsaved int // operations that were pending when it failed and have not arrived since; guarded by b.mu
 }
 
 // OnDurable sets a function that is called with each segment's operations when they are durable, before
@@ -183,7 +188,10 @@ func (l *Lane[L, K, V]) Pending() int {
 }
 
 func (l *Lane[L, K, V]) pendingLocked() int {
-	n := l.unsaved
+	n := 0
+	if end := l.stopped.Load(); end != nil {
+		n = end.unsaved
+	}
 	for _, p := range l.queue {
 		n += len(p.ops)
 	}
@@ -195,8 +203,8 @@ func (l *Lane[L, K, V]) text() string { return fmt.Sprint(l.name) }
 
 // Err says why the lane stopped, or nil. It takes no lock.
 func (l *Lane[L, K, V]) Err() error {
-	if err := l.stopped.Load(); err != nil {
-		return *err
+	if end := l.stopped.Load(); end != nil {
+		return end.err
 	}
 	return nil
 }
@@ -210,52 +218,60 @@ func (l *Lane[L, K, V]) Fail(err error) {
 	l.b.openGateLocked()
 }
 
-// Stop ends the lane: who waits gets err, and so does every later call. It returns what was pending, in
-// order, and neither Flush nor Close tells it; nor, if the lane had stopped by itself, what it lost then. A flush that is under way is not waited for.
+// Stop gives the lane up: who waits gets err, and so does every later call. It returns what was pending, in
+// order, and neither Flush nor Close nor Stats tells it; nor, if the lane had failed before, what it lost then. A flush that is under
+// way is not waited for, so that a [FlushFunc] may call it.
 func (l *Lane[L, K, V]) Stop(err error) []Op[K, V] {
 	b := l.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	l.savedLocked(l.unsaved)
-	l.givenUp = l.givenUp || l.Err() == nil
+	end := l.stopped.Load()
+	if end == nil {
+		l.givenUp = true
+	} else if lost := b.mu.lost[l.text()]; lost != nil {
+		l.savedLocked(end.unsaved)
+		if lost.last == end {
+			b.overLocked(l.text())
+		}
+	}
 	ops := l.endLocked(err)
 	b.openGateLocked()
 	b.nudge()
 	return ops
 }
 
-// failLocked ends the lane and notes how much it could not save.
+// failLocked ends the lane and notes that it failed, and how much it could not save.
 func (l *Lane[L, K, V]) failLocked(err error) {
 	if l.Err() != nil {
 		return
 	}
-	if l.unsaved = len(l.endLocked(err)); l.unsaved == 0 {
-		return
-	}
+	unsaved := len(l.endLocked(err))
 	lost := l.b.mu.lost[l.text()]
 	if lost == nil {
 		lost = new(loss)
 		l.b.mu.lost[l.text()] = lost
 	}
-	lost.pending += l.unsaved
-	lost.cause, lost.again = err, false
+	end := l.stopped.Load()
+	end.unsaved = unsaved
+	lost.pending += unsaved
+	lost.last, lost.over = end, false
 }
 
 // savedLocked takes back what failLocked noted: it has arrived nevertheless, or nobody wants it any more.
 func (l *Lane[L, K, V]) savedLocked(n int) {
-	lost := l.b.mu.lost[l.text()]
-	if l.unsaved == 0 || lost == nil {
+	end, lost := l.stopped.Load(), l.b.mu.lost[l.text()]
+	if end.unsaved == 0 || lost == nil {
 		return
 	}
-	l.unsaved -= n
-	if lost.pending -= n; lost.pending == 0 {
+	end.unsaved -= n
+	if lost.pending -= n; lost.pending == 0 && lost.over {
 		delete(l.b.mu.lost, l.text())
 	}
 }
 
 // endLocked tells all who wait, and empties the lane. A lane that has ended has nothing more.
 func (l *Lane[L, K, V]) endLocked(err error) (pending []Op[K, V]) {
-	if !l.stopped.CompareAndSwap(nil, &err) {
+	if !l.stopped.CompareAndSwap(nil, &ending{err: err}) {
 		return nil
 	}
 	for _, p := range l.queue {
