@@ -43,7 +43,7 @@
 // # Errors
 //
 // Errors carry the operation and the type of a key, never key material. What the store refuses although the message is
-// good ([ErrClosed], [ErrOwnershipLost], [ErrDatabaseRewound], [ErrRefused], [ErrUnavailable]) also matches context.Canceled: then the
+// good ([ErrClosed], [ErrOwnershipLost], [ErrDatabaseRewound], [ErrRefused], [ErrUnavailable], [ErrCorrupt] of credentials) also matches context.Canceled: then the
 // client sends neither an acknowledgement nor a retry receipt, and the server delivers the message again. So does
 // [ErrMessageKeyUsed], which only sends get; test for these before context.Canceled.
 //
