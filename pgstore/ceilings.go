@@ -190,7 +190,7 @@ func (v *recordValue) reserve(ahead int) {
 		v.decoded()
 	}
 	if sends := v.form.Load().sends; sends != nil {
-		sends.reserve(v, uint64(ahead))
+		sends.reserve(v, uint64(ahead)) //nolint:gosec // from 1 to 1,000
 	}
 }
 
