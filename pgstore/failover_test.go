@@ -2,6 +2,7 @@ package pgstore_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -326,5 +327,81 @@ func TestP6APromotedServerStopsNobody(t *testing.T) {
 	}
 	require.Equal(t, all, scalar[int](t, server.DSN, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'identity'`))
 	require.Zero(t, scalar[int](t, server.DSN, `SELECT count(*) FROM whatsmeow.instances WHERE timeline = '`+before+`'`))
+	require.NoError(t, c.Close())
+}
+
+// A device that is deleted is nobody's failure, whether its caller or a flush sees it first.
+func TestP9ADeletionFailsNobodysFlush(t *testing.T) {
+	t.Parallel()
+	var logged lockedBuffer
+	c, dsn := open(t, behind, func(cfg *pgstore.Config) { cfg.Logger = textLogger(&logged) })
+	other := pair(t, c.NewDevice())
+	var stop atomic.Bool
+	var flusher sync.WaitGroup
+	flusher.Go(func() {
+		for i := 0; !stop.Load(); i++ {
+			if err := other.Identities.PutIdentity(ctx, fmt.Sprintf("%d:0", i), [32]byte{1}); err != nil {
+				t.Error(err)
+			}
+			if err := c.Flush(ctx); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for range 60 {
+		d := pair(t, c.NewDevice())
+		old := *d
+		var deleted atomic.Bool
+		var writers sync.WaitGroup
+		for g := range 4 {
+			writers.Go(func() {
+				for i := 0; !deleted.Load(); i++ {
+					err := old.Identities.PutIdentity(ctx, fmt.Sprintf("%d:%d", i, g), [32]byte{1})
+					if err != nil && !errors.Is(err, store.ErrDeviceDeleted) {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		require.NoError(t, d.Delete(ctx))
+		deleted.Store(true)
+		writers.Wait()
+	}
+	stop.Store(true)
+	flusher.Wait()
+	require.NoError(t, c.Flush(ctx))
+	require.Zero(t, c.Stats().Batcher.Stopped)
+	require.Equal(t, 1, c.Stats().Cache.Instances)
+	require.NoError(t, c.Close())
+	require.NotContains(t, logged.String(), "level=ERROR")
+	require.NotContains(t, logged.String(), "level=WARN")
+	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances`))
+}
+
+func TestP9ADeletionByAnotherProcessIsNoFailure(t *testing.T) {
+	t.Parallel()
+	var logged lockedBuffer
+	c, dsn := open(t, func(cfg *pgstore.Config) { cfg.Logger = textLogger(&logged) })
+	d, other := pair(t, c.NewDevice()), pair(t, c.NewDevice())
+	b := reopen(t, dsn)
+	taken, err := b.GetDevice(ctx, *d.ID)
+	require.NoError(t, err)
+	require.NoError(t, taken.Delete(ctx))
+	trust(t, "1:0", d, other)
+	require.NoError(t, c.Flush(ctx))
+	require.ErrorIs(t, d.Identities.PutIdentity(ctx, "2:0", [32]byte{1}), store.ErrDeviceDeleted)
+	require.NoError(t, c.Flush(ctx))
+	require.Equal(t, 1, trusted(t, dsn, "1:0"))
+	require.Zero(t, c.Stats().Batcher.Stopped)
+	require.Equal(t, 1, c.Stats().Cache.Instances, "its memory is let go of")
+	require.NotContains(t, logged.String(), "level=ERROR")
+	require.Contains(t, logged.String(), "level=INFO")
+	require.Contains(t, logged.String(), d.ID.String())
+
+	// The last flush of all may be the one that sees it.
+	taken, err = b.GetDevice(ctx, *other.ID)
+	require.NoError(t, err)
+	require.NoError(t, taken.Delete(ctx))
+	trust(t, "2:0", other)
 	require.NoError(t, c.Close())
 }

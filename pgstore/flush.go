@@ -238,7 +238,7 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 		in.fence.Unlock()
 		switch {
 		case !exists:
-			ended[in] = ErrDeviceDeleted
+			ended[in] = c.gone(in)
 		case r.epoch != epoch, r.timeline == now && timeline != now:
 			ended[in] = ErrOwnershipLost
 		case r.seq == seq+1:
@@ -258,6 +258,14 @@ func (in *instance) follow(timeline string) {
 	in.fence.Lock()
 	in.fence.timeline = timeline
 	in.fence.Unlock()
+}
+
+// gone gives up an instance whose device was deleted, by this process or another. That is no failure of it.
+func (c *Container) gone(in *instance) error {
+	c.cfg.Logger.Info("pgstore: device was deleted", "instance", in.id)
+	in.stop(ErrDeviceDeleted)
+	c.forget(in)
+	return ErrDeviceDeleted
 }
 
 // flushError marks an error for good as one, and keeps what a server says about values out of it.
