@@ -17,7 +17,8 @@ import (
 // flushStatement makes the segments of many lanes durable in one round trip, each atomically:
 //
 //  1. lane: advance seq of the instances that are still as this process took and left them. A delayed,
-//     repeated or foreign flush finds another epoch, seq or timeline and changes nothing.
+//     repeated or foreign flush finds another epoch, seq or timeline and changes nothing. The row notes the timeline, to which
+//     the owner may have gone since it took the instance (resolve).
 //  2. op: the writes of those lanes alone.
 //  3. Delete, upsert and insert them. A key occurs once per segment and a lane once per flush, so the three do not meet.
 //     What is inserted gives way to a row that is there (message secrets), unless that has nothing to be read.
@@ -26,7 +27,7 @@ import (
 // is on disk, also in a database that commits asynchronously by default.
 const flushStatement = `
 WITH lane AS (
-    UPDATE {schema}.instances i SET seq = i.seq + 1
+    UPDATE {schema}.instances i SET seq = i.seq + 1, timeline = l.timeline
     FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline)
     WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq
       AND l.timeline = substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
@@ -51,20 +52,48 @@ WITH lane AS (
 SELECT id, set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)
 FROM lane`
 
-// flush is the batcher's flush function.
+// flush is the batcher's flush function:
+//
+//  1. Send the statement. The lanes for which it held are durable.
+//  2. Ask at once how the database has all others (resolve). A lane that somebody else has taken, or whose row is older or gone,
+//     stops. One whose segment an earlier attempt has committed, so that only the answer was lost, is durable.
+//  3. The rest are as this process left them. If the database is on a new timeline they go with it, and they are sent
+//     again without a pause: a failover that lost nothing costs one more round, for any number of instances.
+//  4. What is left then, or when a query failed, is tried again later, and the others need not wait for it.
 func (c *Container) flush(ctx context.Context, segments []segment) ([]error, error) {
-	order := make([]int, len(segments))
-	for i := range order {
-		order[i] = i
+	sorted := slices.SortedFunc(slices.Values(segments), func(a, b segment) int { return strings.Compare(a.Lane.id, b.Lane.id) })
+	ended := make(map[*instance]error)
+	rest, err := c.flushOnce(ctx, sorted, ended)
+	if err == nil && len(rest) > 0 {
+		rest, err = c.flushOnce(ctx, rest, ended)
 	}
-	slices.SortFunc(order, func(a, b int) int { return strings.Compare(segments[a].Lane.id, segments[b].Lane.id) })
+	switch {
+	case err != nil:
+		err = flushError(err)
+	case len(rest) > 0:
+		err = errAgain
+	}
+	if len(rest) == len(segments) {
+		return nil, err
+	}
+	for _, s := range rest {
+		ended[s.Lane] = fmt.Errorf("%w: %w", batcher.ErrAgain, err)
+	}
+	results := make([]error, len(segments))
+	for i, s := range segments {
+		results[i] = ended[s.Lane]
+	}
+	return results, nil
+}
 
+// flushOnce sends segments, notes why lanes stop, and returns the segments of which nothing is known, or that are to be sent again.
+func (c *Container) flushOnce(ctx context.Context, segments []segment, ended map[*instance]error) (rest []segment, err error) {
 	var lanes laneColumns
 	var ops opColumns
-	for _, i := range order {
-		lanes.add(segments[i].Lane)
-		if err := ops.add(segments[i], c.cfg.Reserve); err != nil {
-			return nil, err
+	for _, s := range segments {
+		lanes.add(s.Lane)
+		if err = ops.add(s, c.cfg.Reserve); err != nil {
+			return segments, err
 		}
 	}
 	mode := pgx.QueryExecModeExec
@@ -77,19 +106,19 @@ func (c *Container) flush(ctx context.Context, segments []segment) ([]error, err
 		held, err = c.sendFlush(ctx, pgx.QueryExecModeExec, lanes, ops)
 	}
 	if err != nil {
-		return nil, flushError(err)
+		return segments, err
 	}
-	results := make([]error, len(segments))
-	for i, s := range segments {
+	for _, s := range segments {
 		if _, ok := held[s.Lane.id]; ok {
 			s.Lane.advance()
-			continue
-		}
-		if results[i], err = c.resolve(ctx, s.Lane); err != nil {
-			return nil, flushError(err)
+		} else {
+			rest = append(rest, s)
 		}
 	}
-	return results, nil
+	if len(rest) == 0 {
+		return nil, nil
+	}
+	return c.resolve(ctx, rest, ended)
 }
 
 // preparedOps is how many operations a flush may have to be sent as a prepared statement. Planning takes longer than
@@ -176,51 +205,70 @@ func (in *instance) advance() {
 // errAgain makes what came across a change by others begin again.
 var errAgain = errors.New("pgstore: changed meanwhile")
 
-// resolve finds out why the database did not take a lane's segment. A segment's content never changes once it
-// was sent, so a seq that is one ahead under our epoch means that an earlier attempt was
-// committed and only its answer was lost. The second result is an error of asking.
-func (c *Container) resolve(ctx context.Context, in *instance) (stop, err error) {
-	var epoch, seq int64
-	var timeline, now string
-	err = c.pool.QueryRow(ctx, c.sql(`SELECT epoch, seq, timeline, substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
-		FROM {schema}.instances WHERE id = $1`), pgx.QueryExecModeExec, in.id).Scan(&epoch, &seq, &timeline, &now)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return ErrDeviceDeleted, nil
-	} else if err != nil {
-		return nil, err
+// resolve finds out why the database did not take segments, and returns those to be sent again.
+//
+// A segment's content never changes once it was sent, so a seq that is one ahead under our epoch means that an earlier
+// attempt was committed. A failover that lost a take gives its epoch out again, but then the row is on a timeline on which we have never been.
+func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*instance]error) (rest []segment, err error) {
+	type row struct {
+		epoch, seq int64
+		timeline   string
 	}
-	in.fence.Lock()
-	ourEpoch, ourSeq, ourTimeline := in.fence.epoch, in.fence.seq, in.fence.timeline
-	in.fence.Unlock()
-	switch {
-	case epoch != ourEpoch:
-		return ErrOwnershipLost, nil
-	case seq == ourSeq+1:
-		in.advance()
-		return nil, nil
-	case seq != ourSeq:
-		return ErrDatabaseRewound, nil
-	case now != ourTimeline:
-		return nil, c.follow(ctx, in, ourEpoch, ourSeq)
+	ids := make([]string, len(segments))
+	for i, s := range segments {
+		ids[i] = s.Lane.id
 	}
-	return nil, errAgain
+	rows, err := c.pool.Query(ctx, c.sql(`SELECT id, epoch, seq, timeline, substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+		FROM {schema}.instances WHERE id = ANY($1)`), pgx.QueryExecModeExec, ids)
+	if err != nil {
+		return segments, err
+	}
+	stored := make(map[string]row, len(ids))
+	var id, now string
+	var found row
+	_, err = pgx.ForEachRow(rows, []any{&id, &found.epoch, &found.seq, &found.timeline, &now}, func() error {
+		stored[id] = found
+		return nil
+	})
+	if err != nil {
+		return segments, err
+	}
+	for _, s := range segments {
+		in := s.Lane
+		r, exists := stored[in.id]
+		in.fence.Lock()
+		epoch, seq, timeline := in.fence.epoch, in.fence.seq, in.fence.timeline
+		in.fence.Unlock()
+		switch {
+		case !exists:
+			ended[in] = c.gone(in)
+		case r.epoch != epoch, r.timeline == now && timeline != now:
+			ended[in] = ErrOwnershipLost
+		case r.seq == seq+1:
+			in.advance()
+		case r.seq != seq:
+			ended[in] = ErrDatabaseRewound
+		default: // every flush that was acknowledged is there, and nobody else has taken it
+			in.follow(now)
+			rest = append(rest, s)
+		}
+	}
+	return rest, nil
 }
 
-// follow goes with the database to its new timeline. Every flush that was acknowledged is there, so the failover lost nothing, and
-// as long as nobody else has taken the instance its owner stays its owner.
-func (c *Container) follow(ctx context.Context, in *instance, epoch, seq int64) error {
-	var timeline string
-	err := c.pool.QueryRow(ctx, c.sql(`UPDATE {schema}.instances SET timeline = substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
-		WHERE id = $1 AND epoch = $2 AND seq = $3 RETURNING timeline`), pgx.QueryExecModeExec, in.id, epoch, seq).Scan(&timeline)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return err
-	}
-	if err == nil {
-		in.fence.Lock()
-		in.fence.timeline = timeline
-		in.fence.Unlock()
-	}
-	return errAgain // the next attempt finds the new timeline, or that somebody else has taken it
+// follow makes an instance go with the database to its timeline, which the next flush notes in its row.
+func (in *instance) follow(timeline string) {
+	in.fence.Lock()
+	in.fence.timeline = timeline
+	in.fence.Unlock()
+}
+
+// gone gives up an instance whose device was deleted, by this process or another. That is no failure of it.
+func (c *Container) gone(in *instance) error {
+	c.cfg.Logger.Info("pgstore: device was deleted", "instance", in.id)
+	in.stop(ErrDeviceDeleted)
+	c.forget(in)
+	return ErrDeviceDeleted
 }
 
 // flushError marks an error for good as one, and keeps what a server says about values out of it.
