@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"time"
 
 	"go.mau.fi/whatsmeow"
 	"go.mau.fi/whatsmeow/types/events"
@@ -17,6 +18,8 @@ import (
 )
 
 var endpoint = flag.String("endpoint", "", "with -demo: the first line of a running internal/waserver/cmd/waserver, to talk to that one")
+
+const demoTimeout = 2 * time.Minute // it takes a second
 
 // demo runs the bot against a stand-in server and a PostgreSQL of its own: a simulated phone scans the QR code, and a simulated
 // contact writes to the bot.
@@ -44,6 +47,8 @@ func demo(ctx context.Context) (err error) {
 
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
+	ctx, cancel := context.WithTimeoutCause(ctx, demoTimeout, errors.New("the bot does not answer"))
+	defer cancel()
 	account.OnLinked(func(d *waserver.Device) {
 		fmt.Println("The phone has scanned the code: the bot is device", d.PN())
 		end(talk(ctx, server, ada, account))

@@ -82,7 +82,7 @@ func stage(ctx context.Context) (err error) {
 	if err = write(ctx, ada, account, 1, half); err != nil {
 		return err
 	}
-	if err = awaitAnswers(ctx, server, ada, killAfter); err != nil {
+	if err = first.awaitAnswers(ctx, server, ada, killAfter); err != nil {
 		return err
 	}
 	first.kill()
@@ -96,10 +96,10 @@ func stage(ctx context.Context) (err error) {
 		return err
 	}
 	defer second.kill()
-	if err = awaitAnswers(ctx, server, ada, 2*half); err != nil {
+	if err = second.awaitAnswers(ctx, server, ada, 2*half); err != nil {
 		return err
 	}
-	if err = server.WaitIdle(ctx); err != nil { // until the bot has acknowledged everything
+	if err = second.while(ctx, server.WaitIdle); err != nil { // until the bot has acknowledged everything
 		return err
 	}
 	if err = second.stop(); err != nil {
@@ -127,8 +127,11 @@ func answers(ada *waserver.Contact) int {
 	return len(answered)
 }
 
-func awaitAnswers(ctx context.Context, server *waserver.Server, ada *waserver.Contact, n int) error {
-	return server.Wait(ctx, func() bool { return answers(ada) >= n })
+// awaitAnswers waits until Ada has had so many answers, or the bot has ended.
+func (b *botProcess) awaitAnswers(ctx context.Context, server *waserver.Server, ada *waserver.Contact, n int) error {
+	return b.while(ctx, func(ctx context.Context) error {
+		return server.Wait(ctx, func() bool { return answers(ada) >= n })
+	})
 }
 
 func summary(server *waserver.Server, ada *waserver.Contact) error {
@@ -138,7 +141,7 @@ func summary(server *waserver.Server, ada *waserver.Contact) error {
 	fmt.Printf("Messages to the bot: %d, answered: %d\n", 2*half, answers(ada))
 	fmt.Println("Answers that Ada could not read:", len(ada.Undecryptable()))
 	fmt.Println("Message keys used twice:", twice)
-	if stats.QRCodes != 1 || stats.Logins != 2 || stats.RefusedLogins != 0 || len(ada.Undecryptable()) != 0 || twice != 0 {
+	if stats.QRCodes != 1 || stats.Logins != 2 || stats.RefusedLogins != 0 || stats.BadIdentities != 0 || len(ada.Undecryptable()) != 0 || twice != 0 {
 		return errors.New("that is not what should have happened")
 	}
 	return nil

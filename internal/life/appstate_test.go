@@ -125,6 +125,48 @@ func TestP2ContactsMutesAndArchivesArriveAndStay(t *testing.T) {
 	})
 }
 
+// What the client sets itself goes out under the version and the MACs that are stored, comes back, and is there in the next process.
+func TestP2WhatTheClientSetsIsSetOnThePhone(t *testing.T) {
+	onBoth(t, func(t *testing.T, b backend) {
+		var first []appstate.Mutation
+		for i := range 5 {
+			first = append(first, appstate.Mute(person(i), time.Time{}), appstate.Archive(person(i), false))
+		}
+		l := synced(t, b, first...)
+		l.warnings = []string{"trying to apply conflicts"} // the phone was quicker
+		muted := func(n int) bool {
+			return l.account.AppState().Value(client.WAPatchRegularHigh, client.IndexMute, person(n).String()).GetMuteAction().GetMuted()
+		}
+		archived := func(n int) bool {
+			return l.account.AppState().Value(client.WAPatchRegularLow, client.IndexArchive, person(n).String()).GetArchiveChatAction().GetArchived()
+		}
+		for i := range 4 {
+			l.do(command{Do: doMute, To: person(i)})
+			require.True(t, muted(i))
+			l.do(command{Do: doArchive, To: person(i)})
+			require.True(t, archived(i))
+			l.change(appstate.Archive(person(4), i%2 == 0)) // and the phone between that
+			switch i {
+			case 1:
+				l.upToDate()
+				l.do(command{Do: doFlush})
+				l.restart()
+			case 2: // at once: what is not stored is fetched again
+				l.restart()
+			}
+		}
+		l.upToDate()
+		for i := range 4 {
+			require.Eventually(t, func() bool { return l.chat(person(i)).Archived }, patience, tick, i)
+			require.True(t, l.chat(person(i)).MutedUntil.Equal(store.MutedForever), i)
+		}
+		require.Eventually(t, func() bool { return !l.chat(person(4)).Archived }, patience, tick)
+		l.requireSynced()
+		l.requireOnePairing()
+		l.requireNothingReused()
+	})
+}
+
 // A patch is three calls of the store and then the settings themselves. The client acknowledges the notification before it fetches,
 // so a process that dies after one of the first two calls fetches the patch together with the next one. One that dies after
 // the last has lost the settings of the patch, on any store, until they change again. Sqlstore has the patch with the first call, and

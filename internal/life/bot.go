@@ -109,6 +109,10 @@ func (b *bot) obey(cmd command) (value any, err error) {
 		return info.FullName, err
 	case doChat:
 		return b.Store.ChatSettings.GetChatSettings(ctx, cmd.To)
+	case doMute:
+		err = b.SendAppState(ctx, appstate.BuildMute(cmd.To, true, 0))
+	case doArchive:
+		err = b.SendAppState(ctx, appstate.BuildArchive(cmd.To, true, time.Time{}, nil))
 	case doRecover:
 		_, err = b.SendPeerMessage(ctx, whatsmeow.BuildAppStateRecoveryRequest(appstate.WAPatchName(cmd.Text)))
 	case doStatements:

@@ -59,6 +59,63 @@ func TestP4AContactWithANewPhoneIsTalkedTo(t *testing.T) {
 	})
 }
 
+// Somebody who is known by phone number only has a new phone. Told so, the client deletes all that it has of the old one and its
+// owner's other devices, and of nobody else.
+func TestP9AContactKnownByNumberHasANewPhone(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		t.Run(fmt.Sprint("killed ", killed), func(t *testing.T) {
+			onBoth(t, func(t *testing.T, b backend) {
+				l := paired(t, b)
+				friend := l.server.NewContact(waserver.ContactConfig{HideLID: true, Devices: 2})
+				other := l.server.NewContact(waserver.ContactConfig{HideLID: true})
+				write := func(from *waserver.Device, text string) {
+					_, err := from.Send(l.account.LID(), waserver.Conversation(text))
+					require.NoError(t, err)
+					l.await(message(text))
+				}
+				known := func(who *waserver.Contact, want int) {
+					for _, d := range who.Devices() {
+						for _, kind := range []string{"session", "identity"} {
+							require.Equal(t, want, l.db.about(kind, d.PN().SignalAddress().String()), "%s of %s", kind, d.PN())
+						}
+					}
+				}
+				for i, d := range slices.Concat(friend.Devices(), other.Devices()) {
+					write(d, fmt.Sprint("old phone ", i))
+				}
+				l.settle()
+				l.do(command{Do: doFlush})
+				known(friend, 1)
+				known(other, 1)
+
+				friend.Reinstall(friend.Devices()[0], false)
+				l.await(func(e event) bool { return e.Kind == saidIdentity && e.Sender == friend.PN() && !e.Implicit })
+				l.do(command{Do: doFlush})
+				if killed {
+					l.kill()
+				}
+				known(friend, 0)
+				known(other, 1)
+				if killed {
+					l.start()
+					l.await(ofKind(saidConnected))
+				}
+				for i, d := range friend.Devices() {
+					write(d, fmt.Sprint("new phone ", i))
+				}
+				l.say(friend.PN(), "congratulations")
+				l.heard(friend, "congratulations")
+				l.talk(other, "and you")
+				require.Empty(t, l.events(func(e event) bool { return e.Kind == saidIdentity && e.Implicit }), "who is new is not another one")
+				require.Empty(t, friend.Undecryptable())
+				l.requireOnePairing()
+				l.requireNothingReused()
+				l.requireNobodyLeftOut()
+			})
+		})
+	}
+}
+
 // Somebody is known by phone number, and then by LID, while both sides write.
 func TestP4AConversationMovesFromPhoneNumberToLID(t *testing.T) {
 	for _, killed := range []bool{false, true} {

@@ -15,7 +15,7 @@ import (
 
 func TestP5TheConnectionAfterThePairingFindsWhatWasSaved(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backend) {
-		l := newLife(t, b)
+		l := newLife(t, b, func(s *settings) { s.Lazy = true }) // only what is waited for is in the database
 		l.start()
 		held := l.server.Inject(waserver.Fault{Action: waserver.Hold, Times: -1}) // the client fetches nothing yet that it would save
 		l.scan()
@@ -32,6 +32,8 @@ func TestP5TheConnectionAfterThePairingFindsWhatWasSaved(t *testing.T) {
 		l.await(ofKind(saidConnected))
 		require.NoError(t, l.device.WaitConnected(l.ctx))
 		require.Equal(t, 1, l.device.Logins())
+		l.set.Lazy = false
+		l.restart()
 		l.talk(l.server.NewContact(waserver.ContactConfig{}), "hello")
 		l.requireOnePairing()
 		l.requireNothingReused()

@@ -137,6 +137,9 @@ func (x *exchange) requireFewRetries() {
 	spoilt := 0
 	for _, who := range x.people {
 		for _, e := range who.Undecryptable() {
+			if e.Sender != x.device.LID() {
+				continue // a contact's own devices tell each other what they send
+			}
 			spoilt++
 			require.True(x.t, x.spoilt[texts[e.ID]] && e.Recovered && e.Attempts == 1, "%q could not be read: %+v", texts[e.ID], e)
 		}

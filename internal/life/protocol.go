@@ -22,6 +22,7 @@ type settings struct {
 	Buffer      bool // Client.EnableDecryptedEventBuffer
 	Synchronous bool // Client.SynchronousAck
 	Durable     bool // pgstore.Config.DurableAcks
+	Lazy        bool // pgstore flushes nothing that nobody waits for
 	RetryStore  bool // Client.UseRetryMessageStore
 	Answer      bool // the handler answers every text of somebody else before it returns
 
@@ -47,6 +48,8 @@ const (
 	doForget     = "forget"     // lose the session with To
 	doContact    = "contact"    // the full name of To
 	doChat       = "chat"       // the settings of the chat To
+	doMute       = "mute"       // set that the chat To is mute for ever
+	doArchive    = "archive"    // archive the chat To
 	doRecover    = "recover"    // have the phone mend the collection Text
 	doStatements = "statements" // how many statements the store has sent
 	doStats      = "stats"      // of the container, pgstore only

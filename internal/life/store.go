@@ -34,6 +34,9 @@ func (c *child) open() (container, error) {
 		return openSqlstore(c.ctx, c.DSN, c.log, tracer)
 	}
 	cfg := pgstore.Config{DSN: c.DSN, DurableAcks: c.Durable, Log: c.log}
+	if c.Lazy {
+		cfg.FlushInterval, cfg.MaxRest = time.Hour, time.Hour
+	}
 	if tracer == nil {
 		return pgstore.NewWithConfig(c.ctx, cfg)
 	}
