@@ -128,7 +128,9 @@ func (r *reservation) durable(v *recordValue) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	chain, _ := v.sending()
-	r.row = reached{chain, v.ceiling}
+	if v.ceiling > 0 || r.row.chain != chain { // else it was only moved, as it was read
+		r.row = reached{chain, v.ceiling}
+	}
 	r.flying = slices.DeleteFunc(r.flying, func(f flight) bool { return f.version <= v.version })
 }
 
