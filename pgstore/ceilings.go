@@ -81,10 +81,10 @@ func (r *reservation) sent(chain, counter uint64) patience {
 	r.used[at].counter = max(r.used[at].counter, counter)
 	lowest, known := r.ceilingsLocked(chain)
 	switch {
-	case !known:
-		return patienceNewChain
-	case counter > lowest:
+	case known && counter > lowest:
 		return patienceDurable
+	case r.row.chain != chain: // nowhere, or its first flush is under way
+		return patienceNewChain
 	}
 	return patienceNone
 }

@@ -28,6 +28,9 @@ func TestP3AMessageIsSentAgainAfterARestartIfItWasStored(t *testing.T) {
 				}})
 				l.say(friend.LID(), "cannot be read")
 				require.NoError(t, l.server.Wait(l.ctx, func() bool { return asked.Hits() == 1 }))
+				if b.ours {
+					l.do(command{Do: doFlush})
+				}
 				l.kill()
 				asked.Release()
 				l.start()

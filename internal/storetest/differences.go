@@ -21,6 +21,7 @@ var Differences = map[string]string{
 	"empty records":                           "sqlstore stores an empty session, which then cannot be parsed; ours refuses it",
 	"contacts after a decryption that failed": "sqlstore's cache of contacts keeps what was rolled back; ours answers what is stored",
 	"migration after one that failed":         "sqlstore remembers a migration before it succeeds, so one that was rolled back is never made; ours is",
+	"migration of what came later":            "sqlstore moves a number once; ours moves what is stored for it later, when it is asked again: the session of a first message that left while the LID became known",
 	"a context that ended":                    "sqlstore stores nothing; ours keeps what was put, since the ratchet has moved on in the caller's hands",
 	"app state key without data":              "SQLite and PostgreSQL store empty data, which the client would expand to a key; ours refuses it",
 }

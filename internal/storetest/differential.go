@@ -48,6 +48,7 @@ type differential struct {
 	rng   *rand.Rand
 	both  [2]*twin
 	clock int64 // makes timestamps unique where a tie is undefined
+	moved map[types.JID]bool
 }
 
 // call is one method with its arguments, drawn once and made on both stores.
@@ -210,8 +211,16 @@ func (d *differential) sessions() call {
 	)
 }
 
+// migration moves a number once: what is stored for it later stays with sqlstore.
 func (d *differential) migration() call {
 	pn, to := d.pairOf()
+	if d.moved[pn] {
+		return d.sessions()
+	}
+	if d.moved == nil {
+		d.moved = make(map[types.JID]bool)
+	}
+	d.moved[pn] = true
 	return call{"MigratePNToLID", func(ctx context.Context, s *twin) []any { return []any{s.Sessions.MigratePNToLID(ctx, pn, to)} }}
 }
 

@@ -152,6 +152,22 @@ var transactionCases = []testCase{
 		},
 	},
 	{
+		name: "a session that is put under a number after its migration",
+		do: func(t *testing.T, s *Subject) {
+			require.NoError(t, s.Sessions.MigratePNToLID(ctx, migratedPN, migratedLID))
+			put(t, s, map[string][]byte{"111:0": session(1)})
+			require.NoError(t, s.Sessions.MigratePNToLID(ctx, migratedPN, migratedLID))
+		},
+		check: func(t *testing.T, s *Subject) {
+			at, gone := "999_1:0", "111:0"
+			if !s.Differs("migration of what came later") {
+				at, gone = gone, at
+			}
+			checkSession(t, s, at, session(1))
+			checkSession(t, s, gone, nil)
+		},
+	},
+	{
 		name: "a context that ended before the Put",
 		do: func(t *testing.T, s *Subject) {
 			ended, cancel := context.WithCancel(ctx)
