@@ -36,12 +36,12 @@ import (
 // share it.
 type reservation struct {
 	mu        sync.Mutex
-	version   uint64    // of the newest value
-	used      []reached // how far sends have got, the newest chain last
-	row       reached   // the last row that is durable; the zero value for none
-	flying    []flight  // rows that the database may hold as well
-	stepped   reached   // how many keys of a chain were skipped after unclean ends
-	abandoned []string  // names of sending chains that must not be used any more
+	version   uint64   // of the newest value
+	used      []use    // how far sends have got, on chains of which a row may still be written
+	row       reached  // the last row that is durable; the zero value for none
+	flying    []flight // rows that the database may hold as well
+	stepped   reached  // how many keys of a chain were skipped after unclean ends
+	abandoned []string // names of sending chains that must not be used any more
 }
 
 // reached is a counter of a chain.
@@ -63,22 +63,17 @@ type flight struct {
 	reached
 }
 
-// usedAtMost is how many chains a send may hold at once, of one key.
-const usedAtMost = pastLimit + 1
+// use is how far sends have got on a chain.
+type use struct {
+	version uint64 // of the value that the last of them put; when this one or a later one is durable, no row of an earlier one comes any more
+	reached
+}
 
 // sent notes that the message keys of a chain below counter were used, and says what the last of them waits for.
 func (r *reservation) sent(chain, counter uint64) patience {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	at := slices.IndexFunc(r.used, func(u reached) bool { return u.chain == chain })
-	if at < 0 {
-		r.used = append(r.used, reached{chain: chain})
-		if len(r.used) > usedAtMost {
-			r.used = r.used[1:]
-		}
-		at = len(r.used) - 1
-	}
-	r.used[at].counter = max(r.used[at].counter, counter)
+	r.useLocked(reached{chain, counter})
 	lowest, known := r.ceilingsLocked(chain)
 	switch {
 	case known && counter > lowest:
@@ -87,6 +82,17 @@ func (r *reservation) sent(chain, counter uint64) patience {
 		return patienceNewChain
 	}
 	return patienceNone
+}
+
+// useLocked notes how far sends have got.
+func (r *reservation) useLocked(now reached) {
+	at := slices.IndexFunc(r.used, func(u use) bool { return u.chain == now.chain })
+	if at < 0 {
+		r.used = append(r.used, use{reached: reached{chain: now.chain}})
+		at = len(r.used) - 1
+	}
+	r.used[at].version = r.version
+	r.used[at].raise(now)
 }
 
 // ceilingsLocked is the lowest ceiling that the database may hold for a chain.
@@ -112,7 +118,7 @@ func (r *reservation) reserve(v *recordValue, ahead uint64) {
 	}
 	highest := reached{chain, counter}
 	for _, u := range r.used {
-		highest.raise(u)
+		highest.raise(u.reached)
 	}
 	highest.counter += ahead
 	highest.raise(r.row)
@@ -128,36 +134,67 @@ func (r *reservation) durable(v *recordValue) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	chain, _ := v.sending()
-	if v.ceiling > 0 || r.row.chain != chain { // else it was only moved, as it was read
-		r.row = reached{chain, v.ceiling}
-	}
+	r.row = reached{chain, v.ceiling}
 	r.flying = slices.DeleteFunc(r.flying, func(f flight) bool { return f.version <= v.version })
+	r.used = slices.DeleteFunc(r.used, func(u use) bool { return u.version <= v.version })
+	if v.version == r.version {
+		r.abandoned = stillIn(v.form.Load().record, r.abandoned)
+	}
 }
 
-// next numbers a new version of the key's value. It takes over what the rows of another key may hold that is merged into it, and forgets
-// the abandoned chains that the record does not have any more.
-func (r *reservation) next(record []byte, merged *reservation) (version uint64) {
-	var other reservation
+// stillIn lists the abandoned chains that a record has.
+func stillIn(record []byte, abandoned []string) (names []string) {
+	for _, name := range abandoned {
+		if bytes.Contains(record, []byte(name)) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// next makes v the newest version of the key's value. It takes over what the rows of another key may hold whose record is merged into it,
+// written: a row of that one which is still to be flushed has a ceiling no lower than where its chain is now, and sends wait
+// beyond that until the merged record is durable.
+func (r *reservation) next(v, written *recordValue, merged *reservation) {
+	chain, _ := v.sending()
+	var rows []reached
+	var stepped reached
+	var abandoned []string
 	if merged != nil && merged != r {
-		merged.mu.Lock()
-		other.row, other.stepped = merged.row, merged.stepped
-		other.flying, other.abandoned = slices.Clone(merged.flying), slices.Clone(merged.abandoned)
-		merged.mu.Unlock()
+		rows, stepped, abandoned = merged.everything(written)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.version++
-	if merged != nil && merged != r {
-		r.flying = append(r.flying, flight{r.version, other.row})
-		for _, f := range other.flying {
-			r.flying = append(r.flying, flight{r.version, f.reached})
-		}
-		if r.stepped.chain != other.stepped.chain || r.stepped.counter < other.stepped.counter {
-			r.stepped = other.stepped
+	v.version, v.ceiling = r.version, 0
+	for _, row := range rows {
+		r.flying = append(r.flying, flight{r.version, row})
+	}
+	if stepped.chain == chain && (r.stepped.chain != chain || r.stepped.counter < stepped.counter) {
+		r.stepped = stepped
+	}
+	r.abandoned = append(r.abandoned, abandoned...)
+}
+
+// everything is what the rows of a key may hold, those of its last value included.
+func (r *reservation) everything(last *recordValue) (rows []reached, stepped reached, abandoned []string) {
+	chain, counter := last.sending()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rows = append(rows, r.row)
+	for _, f := range r.flying {
+		rows = append(rows, f.reached)
+	}
+	now := []reached{{chain, counter}}
+	for _, u := range r.used {
+		now = append(now, u.reached)
+	}
+	for _, n := range now {
+		if !slices.ContainsFunc(rows, func(row reached) bool { return row.chain == n.chain }) {
+			rows = append(rows, n)
 		}
 	}
-	r.abandoned = slices.DeleteFunc(slices.Concat(r.abandoned, other.abandoned), func(name string) bool { return !bytes.Contains(record, []byte(name)) })
-	return r.version
+	return rows, r.stepped, slices.Clone(r.abandoned)
 }
 
 // mayUse says whether a sending chain is not abandoned.
@@ -175,22 +212,19 @@ func (r *reservation) beside(v *recordValue) (row recordJSON) {
 	chain, _ := v.sending()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if v.ceiling > 0 {
-		row.Ceiling = &v.ceiling
+	if ceiling := v.ceiling; ceiling > 0 {
+		row.Ceiling = &ceiling
 	}
 	if chain != 0 && r.stepped.chain == chain {
 		row.Stepped = r.stepped.counter
 	}
-	row.Abandoned = slices.Clone(r.abandoned)
+	row.Abandoned = stillIn(v.form.Load().record, r.abandoned)
 	return row
 }
 
-// reserve gives a record that is about to be flushed its ceiling. One that is only moved, and has not been used since it was read, keeps the one
-// that it has.
+// reserve gives a record that is about to be flushed its ceiling, also one that is only moved and was not used since it was read.
 func (v *recordValue) reserve(ahead int) {
-	if v.mark != markNone {
-		v.decoded()
-	}
+	v.decoded()
 	if sends := v.form.Load().sends; sends != nil {
 		sends.reserve(v, uint64(ahead)) //nolint:gosec // from 1 to 1,000
 	}
@@ -239,6 +273,7 @@ func (v *recordValue) follow(stored, written *recordValue) {
 	if form.sends == nil {
 		form.sends = new(reservation)
 	}
-	v.version, v.ceiling = form.sends.next(form.record, put), 0
+	form.at = v.form.Load().at
 	v.form.Store(&form)
+	form.sends.next(v, written, put)
 }

@@ -24,7 +24,8 @@ type taken struct {
 
 // takeStatement makes this process the owner of an instance: a new epoch, so that no flush of an earlier owner
 // is accepted any more. If the last owner did not leave cleanly, or the database is on
-// another timeline than it was, that is noted for the rows written so far.
+// another timeline than it was, that is noted for the rows written so far. It is on disk when it returns, since sends rely on it before anything else
+// is flushed.
 const takeStatement = `
 UPDATE {schema}.instances i SET
     epoch = nextval('{schema}.epochs'), owner = $2, taken_at = now(),
@@ -33,10 +34,11 @@ UPDATE {schema}.instances i SET
     timeline = db.timeline
 FROM (SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS db
 WHERE i.id = $1
-RETURNING i.epoch, i.seq, i.timeline, i.step_through, i.abandon_through`
+RETURNING i.epoch, i.seq, i.timeline, i.step_through, i.abandon_through,
+    set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`
 
 func (c *Container) take(ctx context.Context, id string) (t taken, err error) {
-	err = c.pool.QueryRow(ctx, c.sql(takeStatement), pgx.QueryExecModeExec, id, c.cfg.Owner).Scan(&t.epoch, &t.seq, &t.timeline, &t.stepThrough, &t.abandonThrough)
+	err = c.pool.QueryRow(ctx, c.sql(takeStatement), pgx.QueryExecModeExec, id, c.cfg.Owner).Scan(&t.epoch, &t.seq, &t.timeline, &t.stepThrough, &t.abandonThrough, nil)
 	return t, err
 }
 

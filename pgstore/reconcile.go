@@ -233,6 +233,8 @@ func (in *instance) overSession(put putting) (*recordValue, error) {
 	}
 	result, left, err := in.mergeTexts(put)
 	switch {
+	case errors.Is(err, errUnreadable) && now.sameChain(then) && now.counter <= then.counter && put.by == writerSend:
+		return nil, ErrMessageKeyUsed
 	case errors.Is(err, errUnreadable) && now.sameChain(then) && now.counter < then.counter:
 		return put.stored, nil // it cannot be merged, and no chain goes back
 	case errors.Is(err, errUnreadable):

@@ -58,10 +58,13 @@ func (m mark) apply(record []byte, row recordJSON) *recordForm {
 		ceiling = max(ceiling, *row.Ceiling)
 	}
 	form.sends.row, form.sends.stepped = reached{chain, ceiling}, reached{chain, row.Stepped}
-	if m == markNone || slices.Contains(row.Abandoned, string(name)) {
+	if m == markNone {
 		return form
 	}
 	form.sends.abandoned = slices.Concat(row.Abandoned, archivedChains(record))
+	if slices.Contains(row.Abandoned, string(name)) {
+		return form
+	}
 	gap := row.Stepped + ceiling - counter
 	if m == markStep && row.Ceiling != nil && gap < widestGap {
 		if stepped, err := stepTo(record, ceiling); err == nil {

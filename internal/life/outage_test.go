@@ -108,7 +108,8 @@ func live(t *testing.T, b backend, day badDay) {
 	}
 	meanwhile := k.talkUntil(over)
 	if b.ours && day.away {
-		require.Equal(t, <-flushes, <-flushes, "the database was written while it was away")
+		first := <-flushes
+		require.Equal(t, first, <-flushes, "the database was written while it was away")
 	}
 	k.took("meanwhile", meanwhile)
 	k.settle()
@@ -159,8 +160,8 @@ func (k *talking) talkUntil(over <-chan time.Time) (own []sending) {
 	}
 }
 
-// took waits until all of a phase is sent, and says how long that took; it returns the longest time.
-func (k *talking) took(phase string, sends []sending) time.Duration {
+// took waits until all of a phase is sent, and says how long that took.
+func (k *talking) took(phase string, sends []sending) {
 	k.t.Helper()
 	var took []time.Duration
 	for _, s := range sends {
@@ -176,7 +177,6 @@ func (k *talking) took(phase string, sends []sending) time.Duration {
 	slices.Sort(took)
 	longest := took[len(took)-1]
 	k.t.Logf("%s: %d sends took %v at the median and %v at the most", phase, len(took), took[len(took)/2].Round(time.Millisecond), longest.Round(time.Millisecond))
-	return longest
 }
 
 // comeBack kills the client after its bad day. The next one can talk to everybody, and everything that was acknowledged is there.
