@@ -185,13 +185,9 @@ func (r *reservation) everything(last *recordValue) (rows []reached, stepped rea
 	for _, f := range r.flying {
 		rows = append(rows, f.reached)
 	}
-	now := []reached{{chain, counter}}
-	for _, u := range r.used {
-		now = append(now, u.reached)
-	}
-	for _, n := range now {
-		if !slices.ContainsFunc(rows, func(row reached) bool { return row.chain == n.chain }) {
-			rows = append(rows, n)
+	for _, now := range append([]use{{reached: reached{chain, counter}}}, r.used...) {
+		if !slices.ContainsFunc(rows, func(row reached) bool { return row.chain == now.chain }) {
+			rows = append(rows, now.reached)
 		}
 	}
 	return rows, r.stepped, slices.Clone(r.abandoned)
