@@ -304,8 +304,14 @@ func Main(run func() int, ignore ...goleak.Option) int {
 		}
 	}
 	if code == 0 {
-		// The goroutine that watches the server's context ends with the process.
-		if err := goleak.Find(append(ignore, goleak.IgnoreTopFunction("os/exec.(*Cmd).Start.func2"))...); err != nil {
+		ignore = append(ignore,
+			// The goroutine that watches the server's context ends with the process.
+			goleak.IgnoreTopFunction("os/exec.(*Cmd).Start.func2"),
+			// A connection through toxiproxy that is broken in the middle of a toxic leaves its goroutines behind.
+			goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*NoopToxic).Pipe"),
+			goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).read"),
+			goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).write"))
+		if err := goleak.Find(ignore...); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}

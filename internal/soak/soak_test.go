@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
@@ -26,13 +25,12 @@ var (
 	seed   = flag.Uint64("soak.seed", rand.Uint64(), "what the soak draws from")
 )
 
-// A connection that is broken in the middle of a toxic leaves a goroutine of toxiproxy behind.
 func TestMain(m *testing.M) {
 	if dsn := os.Getenv(childDSN); dsn != "" {
 		fmt.Println("failed", beChild(dsn))
 		os.Exit(1)
 	}
-	os.Exit(pgtest.Main(m.Run, goleak.IgnoreTopFunction("github.com/Shopify/toxiproxy/v2/toxics.(*NoopToxic).Pipe")))
+	os.Exit(pgtest.Main(m.Run))
 }
 
 const (
