@@ -2,7 +2,6 @@ package pgstore_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -349,23 +348,7 @@ func TestP9ADeletionFailsNobodysFlush(t *testing.T) {
 		}
 	})
 	for range 60 {
-		d := pair(t, c.NewDevice())
-		old := *d
-		var deleted atomic.Bool
-		var writers sync.WaitGroup
-		for g := range 4 {
-			writers.Go(func() {
-				for i := 0; !deleted.Load(); i++ {
-					err := old.Identities.PutIdentity(ctx, fmt.Sprintf("%d:%d", i, g), [32]byte{1})
-					if err != nil && !errors.Is(err, store.ErrDeviceDeleted) {
-						t.Error(err)
-					}
-				}
-			})
-		}
-		require.NoError(t, d.Delete(ctx))
-		deleted.Store(true)
-		writers.Wait()
+		deletedUnderWrites(t, c)
 	}
 	stop.Store(true)
 	flusher.Wait()

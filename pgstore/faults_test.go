@@ -494,27 +494,33 @@ func TestP3AHugeCallGoesOutInPieces(t *testing.T) {
 	require.Equal(t, "first", string(token.Token))
 }
 
+// deletedUnderWrites pairs a device and deletes it while four goroutines write it.
+func deletedUnderWrites(t *testing.T, c *pgstore.Container) {
+	t.Helper()
+	d := pair(t, c.NewDevice())
+	old := *d
+	var deleted atomic.Bool
+	var writers sync.WaitGroup
+	for g := range 4 {
+		writers.Go(func() {
+			for i := 0; !deleted.Load(); i++ {
+				err := old.Identities.PutIdentity(ctx, fmt.Sprintf("%d:%d", i, g), [32]byte{1})
+				if err != nil && !errors.Is(err, store.ErrDeviceDeleted) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	require.NoError(t, d.Delete(ctx))
+	deleted.Store(true)
+	writers.Wait()
+}
+
 func TestP9ADeviceDeletedWhileItIsFlushedStaysDeleted(t *testing.T) {
 	t.Parallel()
 	c, dsn := open(t, behind)
 	for range 20 {
-		d := pair(t, c.NewDevice())
-		old := *d
-		var stop atomic.Bool
-		var wg sync.WaitGroup
-		for g := range 4 {
-			wg.Go(func() {
-				for i := 0; !stop.Load(); i++ {
-					err := old.Identities.PutIdentity(ctx, fmt.Sprintf("%d:%d", i, g), [32]byte{1})
-					if err != nil && !errors.Is(err, store.ErrDeviceDeleted) {
-						t.Error(err)
-					}
-				}
-			})
-		}
-		require.NoError(t, d.Delete(ctx))
-		stop.Store(true)
-		wg.Wait()
+		deletedUnderWrites(t, c)
 	}
 	require.NoError(t, c.Flush(ctx))
 	require.Zero(t, scalar[int](t, dsn, `SELECT (SELECT count(*) FROM whatsmeow.auth_keys) + (SELECT count(*) FROM whatsmeow.instances)`))

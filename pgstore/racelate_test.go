@@ -149,21 +149,6 @@ func TestP4LateSendsUseNoMessageKeyTwice(t *testing.T) {
 		}
 		talk.refused(sending.end())
 	})
-	t.Run("many retry answers at once", func(t *testing.T) {
-		t.Parallel()
-		talk := introduced(t)
-		var answers []call
-		for range 40 {
-			answers = append(answers, talk.begin(anAnswer, talk.answerTo(talk.to)))
-		}
-		left := 0
-		for _, answer := range answers {
-			if answer.end() == nil {
-				left++
-			}
-		}
-		require.Equal(t, 1, left)
-	})
 	t.Run("a send that encrypts twice for one session", func(t *testing.T) {
 		t.Parallel()
 		talk := introduced(t)
