@@ -198,10 +198,9 @@ func (r *race) change(i int) {
 	}
 }
 
-// meet begins a session anew.
+// meet begins a session anew. Who sends meanwhile holds the flight of the peer: it is not taken here, since a receiver that waits in between
+// would have both wait for ever.
 func (r *race) meet(i int) {
-	r.flight[i].RLock()
-	defer r.flight[i].RUnlock()
 	r.locks[i].Lock() // the peer's bundle
 	node, err := r.ours.Meet(ctx, r.theirs[i], []byte("anew"))
 	r.locks[i].Unlock()
