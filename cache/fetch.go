@@ -6,6 +6,7 @@ import "context"
 type fetch[V any] struct {
 	answers map[Key]answer[V]
 	touched map[Key]struct{} // guarded by the instance's lock
+	stale   bool             // what was read since the last round may be of no use any more; guarded likewise
 }
 
 type answer[V any] struct {
@@ -15,7 +16,7 @@ type answer[V any] struct {
 
 // answer returns what was fetched for k, unless k was written since.
 func (f *fetch[V]) answer(k Key) (answer[V], bool) {
-	if f == nil {
+	if f == nil || f.stale {
 		return answer[V]{}, false
 	}
 	if _, stale := f.touched[k]; stale {
@@ -45,6 +46,10 @@ func (inst *Instance[V]) fetch(ctx context.Context, f *fetch[V], missing map[Key
 	scopes := make(map[Key]struct{})
 	var keys []Key
 	inst.mu.Lock()
+	if f.stale {
+		f.stale = false
+		clear(f.answers)
+	}
 	for k := range missing {
 		delete(f.touched, k)
 		if inst.cache.cfg.Residency(k.Type) == Scoped && !inst.scopeLoadedLocked(k) {
@@ -84,6 +89,9 @@ func (inst *Instance[V]) fetch(ctx context.Context, f *fetch[V], missing map[Key
 func (inst *Instance[V]) keepScope(f *fetch[V], scope Key, values map[Key]V) {
 	inst.mu.Lock()
 	defer inst.mu.Unlock()
+	if f.stale {
+		return
+	}
 	// A write that became durable while the scope was read may be missing
 	// from what was read: then the scope does not count as loaded, and is asked for again.
 	for k := range f.touched {
@@ -102,6 +110,9 @@ func (inst *Instance[V]) keepScope(f *fetch[V], scope Key, values map[Key]V) {
 func (inst *Instance[V]) keepKeys(f *fetch[V], keys []Key, values map[Key]V) {
 	inst.mu.Lock()
 	defer inst.mu.Unlock()
+	if f.stale {
+		return
+	}
 	for _, k := range keys {
 		v, found := values[k]
 		f.answers[k] = answer[V]{value: v, found: found}

@@ -42,6 +42,8 @@ type reservation struct {
 	flying    []flight // rows that the database may hold as well
 	stepped   reached  // how many keys of a chain were skipped after unclean ends
 	abandoned []string // names of sending chains that must not be used any more
+	givenUp   bool     // all chains of values up to lost are
+	lost      uint64
 }
 
 // reached is a counter of a chain.
@@ -215,7 +217,36 @@ func (r *reservation) beside(v *recordValue) (row recordJSON) {
 		row.Stepped = r.stepped.counter
 	}
 	row.Abandoned = stillIn(v.form.Load().record, r.abandoned)
+	if r.givenUp && v.version <= r.lost {
+		row.Abandoned = sendingChains(v.form.Load().record)
+	}
 	return row
+}
+
+// replayed makes ready for a database that has gone back: what its row says of the key counts no more. Unless keep is set all sending chains are
+// given up, of values that are still to be flushed, too. Flights stay: what waits in the backlog is sent as it is, and its ceilings hold.
+func (v *recordValue) replayed(keep bool) {
+	if !v.decoded() {
+		return
+	}
+	form := v.form.Load()
+	if form.sends == nil {
+		return
+	}
+	form.sends.replayed(v, keep)
+}
+
+func (r *reservation) replayed(v *recordValue, keep bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.row = reached{}
+	if !slices.ContainsFunc(r.flying, func(f flight) bool { return f.version == v.version }) {
+		v.ceiling = 0 // it gets a new one, which then is a flight
+	}
+	if !keep {
+		r.givenUp, r.lost = true, r.version
+		r.abandoned = append(r.abandoned, sendingChains(v.form.Load().record)...)
+	}
 }
 
 // reserve gives a record that is about to be flushed its ceiling, also one that is only moved and was not used since it was read.

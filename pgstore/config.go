@@ -27,6 +27,8 @@ const (
 	DefaultFlushTimeout  = 30 * time.Second
 	DefaultNewChainWait  = 2 * time.Second
 	DefaultReserve       = 64
+	DefaultLease         = 15 * time.Second
+	DefaultHealRate      = 50
 )
 
 // maxReserve leaves room for one unclean end within what a receiver bridges.
@@ -46,6 +48,33 @@ const (
 	// last flush, as in an outage: the peer takes what is encrypted with them for duplicates and drops
 	// them, and who holds both ciphertexts learns the XOR of parts of them.
 	WriteBehind
+)
+
+// Return says what a database is taken for that may have gone back in time: one that is on another WAL timeline than it was, or another one
+// altogether.
+type Return int
+
+const (
+	// Heal takes it for one whose rows are older than what has left on the wire, as after the promotion of an asynchronous standby, a
+	// point-in-time restore, or the restore of a dump. All sending chains are abandoned, so that no message key comes back, and made anew
+	// when they are next used. This is the default.
+	Heal Return = iota
+	// Trust takes it for one that has lost nothing: a synchronous standby, a dump of a database that nobody has used since. If it has, message keys
+	// may come back. What a living owner sees to be lost is healed nevertheless.
+	Trust
+)
+
+// Takes says when an instance may be taken from the process that has it. All processes of a database have to agree: it notes what the
+// first of them said. To change it, stop all of them and update the row of the settings table.
+type Takes int
+
+const (
+	// Forced takes an instance at once, so that a restart waits for nobody. This is the default.
+	Forced Takes = iota
+	// RespectLease takes it when its owner has let go of it, or has not renewed its lease in time. An owner whose lease never lapsed keeps its
+	// sending chains over a failover that lost writes, since nobody else can have used them. After a crash the next one waits for up to
+	// [Config].Lease.
+	RespectLease
 )
 
 // Config says how a [Container] works. The zero value of every field except DSN or Pool is
@@ -103,6 +132,23 @@ type Config struct {
 	// EnableDecryptedEventBuffer on the client, no message whose handler returned is then lost. It costs one
 	// group commit per incoming message, outside of decryption.
 	DurableAcks bool
+	// OnTimelineChange says what a database is taken for that is on another WAL timeline: after a failover or a point-in-time
+	// restore. Defaults to [Heal].
+	OnTimelineChange Return
+	// OnNewSystem says what one is taken for that is another than the rows were written in: a restored dump, a copy, one that pg_upgrade has made.
+	// Defaults to [Heal].
+	OnNewSystem Return
+	// Takes says when an instance may be taken from the process that has it. Defaults to [Forced].
+	Takes Takes
+	// Lease is how long an instance is its owner's after the last sign of life, with Takes RespectLease; one is given three times as often. At least a
+	// second; defaults to [DefaultLease].
+	Lease time.Duration
+	// Witness remembers outside of the database how far it has got, so that one that was put back whole (a snapshot of a volume or of a
+	// virtual machine) is noticed when an instance is taken. Nil means none.
+	Witness Witness
+	// HealRate is how many times per second a container lets clients fetch the bundles of devices whose sending chains were abandoned,
+	// so that they do not all ask at once after a failover; sends wait meanwhile. Defaults to [DefaultHealRate]; -1 means no limit.
+	HealRate float64
 	// OutageWait is how long a write that an acknowledgement would let go for good (a sender
 	// key of somebody else, an app-state sync key, the NCT salt, a LID pair) waits for the database before it goes on from
 	// memory. Defaults to [DefaultOutageWait], also for 0.
@@ -132,6 +178,8 @@ func (cfg Config) withDefaults() Config {
 	cfg.NewChains = cmp.Or(cfg.NewChains, Durable)
 	cfg.NewChainWait = cmp.Or(cfg.NewChainWait, DefaultNewChainWait)
 	cfg.Reserve = cmp.Or(cfg.Reserve, DefaultReserve)
+	cfg.Lease = cmp.Or(cfg.Lease, DefaultLease)
+	cfg.HealRate = cmp.Or(cfg.HealRate, DefaultHealRate)
 	cfg.SynchronousTypes = slices.Clone(cfg.SynchronousTypes)
 	if cfg.Log == nil {
 		cfg.Log = waLog.Noop
@@ -165,6 +213,11 @@ func (cfg Config) validate() error {
 	fault(cfg.NewChains != Durable && cfg.NewChains != WriteBehind, "NewChains is %d, must be Durable or WriteBehind", cfg.NewChains)
 	fault(cfg.NewChainWait < 0, "NewChainWait is %v, must be positive", cfg.NewChainWait)
 	fault(cfg.Reserve < 1 || cfg.Reserve > maxReserve, "Reserve is %d, must be from 1 to %d", cfg.Reserve, maxReserve)
+	fault(cfg.OnTimelineChange != Heal && cfg.OnTimelineChange != Trust, "OnTimelineChange is %d, must be Heal or Trust", cfg.OnTimelineChange)
+	fault(cfg.OnNewSystem != Heal && cfg.OnNewSystem != Trust, "OnNewSystem is %d, must be Heal or Trust", cfg.OnNewSystem)
+	fault(cfg.Takes != Forced && cfg.Takes != RespectLease, "Takes is %d, must be Forced or RespectLease", cfg.Takes)
+	fault(cfg.Lease < time.Second, "Lease is %v, must be at least a second", cfg.Lease)
+	fault(cfg.HealRate < 0 && cfg.HealRate != -1, "HealRate is %v, must be positive or -1", cfg.HealRate)
 	for _, name := range cfg.SynchronousTypes {
 		_, known := typesByName[name]
 		fault(!known, "SynchronousTypes: %q is no key type", name)

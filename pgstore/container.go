@@ -4,15 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.mau.fi/whatsmeow/store"
 	waLog "go.mau.fi/whatsmeow/util/log"
+	"golang.org/x/time/rate"
 
 	"github.com/wataki/whatsmeow-pgstore/batcher"
 	"github.com/wataki/whatsmeow-pgstore/cache"
@@ -48,6 +52,11 @@ type Container struct {
 	merged      atomic.Int64
 	refused     atomic.Int64
 	waited      atomic.Int64
+	healed      atomic.Int64
+	replayed    atomic.Int64
+	process     string // a UUID, under which the database knows this container
+	lease       lease
+	bundles     *rate.Limiter
 	hasty       atomic.Bool    // sends do not wait for new chains, see waitForNewChain
 	ignoreMarks bool           // for tests alone, see markOf
 	tasks       sync.WaitGroup // background work, ended by stopTasks
@@ -77,7 +86,11 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	c := &Container{cfg: cfg, schema: `"` + cfg.Schema + `"`, pool: cfg.Pool, closeDone: make(chan struct{})}
+	c := &Container{cfg: cfg, schema: `"` + cfg.Schema + `"`, pool: cfg.Pool, closeDone: make(chan struct{}), process: uuid.NewString()}
+	c.bundles = rate.NewLimiter(rate.Limit(cfg.HealRate), max(1, int(cfg.HealRate)))
+	if cfg.HealRate < 0 {
+		c.bundles.SetLimit(rate.Inf)
+	}
 	c.mu.instances = make(map[string]*instance)
 	for _, name := range cfg.SynchronousTypes {
 		c.synchronous[typesByName[name]] = true
@@ -109,6 +122,14 @@ func (c *Container) start(ctx context.Context) error {
 	if err := c.Upgrade(ctx); err != nil {
 		return err
 	}
+	if err := c.agree(ctx); err != nil {
+		return err
+	}
+	if c.cfg.Takes == RespectLease {
+		if err := c.retry(ctx, attemptTimeout, c.renewLease); err != nil {
+			return fmt.Errorf("pgstore: asking for a lease: %w", err)
+		}
+	}
 	c.cache = cache.New(cache.Config[value]{
 		Residency: func(t cache.Type) cache.Residency { return keyTypes[t].residency },
 		Size:      value.size,
@@ -137,7 +158,16 @@ func (c *Container) start(ctx context.Context) error {
 			}
 		},
 	}, c.flush)
-	return err
+	if err != nil {
+		return err
+	}
+	if c.cfg.Takes == RespectLease {
+		c.background(c.keepLease)
+	}
+	if c.cfg.Witness != nil {
+		c.background(c.keepWitness)
+	}
+	return nil
 }
 
 // segmentSize is how many keys of one instance a flush writes at the most, if they are not one group.
@@ -212,17 +242,15 @@ func (c *Container) Shutdown(ctx context.Context) error {
 func (c *Container) shutdown(ctx context.Context) error {
 	c.mu.Lock()
 	c.ended.Store(true)
-	instances := make([]*instance, 0, len(c.mu.instances))
-	for _, in := range c.mu.instances {
-		instances = append(instances, in)
-	}
 	c.mu.Unlock()
+	instances := c.taken()
 	c.stopTasks()
 	c.tasks.Wait()
 	for _, in := range instances {
 		in.dropOpenGroups()
 	}
-	err := errors.Join(c.writes.Close(ctx), c.markClean(ctx, instances), c.LIDMap.close(ctx))
+	err := errors.Join(c.writes.Close(ctx), c.markClean(ctx, instances), c.tellWitness(ctx, instances), c.LIDMap.close(ctx))
+	c.endLease(ctx)
 	for _, in := range instances {
 		in.stop(ErrClosed)
 	}
@@ -241,6 +269,13 @@ func (c *Container) shutdown(ctx context.Context) error {
 	return err
 }
 
+// taken lists the instances that this container has.
+func (c *Container) taken() []*instance {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.mu.instances))
+}
+
 // background runs fn in a goroutine whose context Shutdown ends, and which Shutdown waits for.
 func (c *Container) background(fn func(context.Context)) {
 	c.mu.Lock()
@@ -256,12 +291,16 @@ type Stats struct {
 	Batcher batcher.Stats
 	Merged  int64 // sessions and sender keys that two changed at once, and that were merged
 	Refused int64 // sends refused with ErrMessageKeyUsed
-	Waited  int64 // Puts of sessions and sender keys that waited for their flush: sends, and new sender keys of others
+	Healed  int64 // instances that were taken from a database that had gone back, or may have
+	// Replayed counts how often the database went back, or may have, under an instance that was taken: it was taken anew, and what is in memory
+	// was written again.
+	Replayed int64
+	Waited   int64 // Puts of sessions and sender keys that waited for their flush: sends, and new sender keys of others
 }
 
 // Stats returns the counters as they are now.
 func (c *Container) Stats() Stats {
-	return Stats{Cache: c.cache.Stats(), Batcher: c.writes.Stats(), Merged: c.merged.Load(), Refused: c.refused.Load(), Waited: c.waited.Load()}
+	return Stats{Cache: c.cache.Stats(), Batcher: c.writes.Stats(), Merged: c.merged.Load(), Refused: c.refused.Load(), Waited: c.waited.Load(), Healed: c.healed.Load(), Replayed: c.replayed.Load()}
 }
 
 func (c *Container) closed() bool {
@@ -287,6 +326,9 @@ func (c *Container) instance(ctx context.Context, id string) (*instance, error) 
 			return nil, fmt.Errorf("%w: opening instance: %w", ErrUnavailable, context.Cause(ctx))
 		}
 		opened, err := c.open(ctx, id)
+		if errors.Is(err, errMoved) { // since it was taken
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

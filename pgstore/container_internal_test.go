@@ -54,6 +54,7 @@ func TestP6AnInstanceThatIsLostWhileItIsOpenedIsNotKept(t *testing.T) {
 	in := c.newInstance(id)
 	_, err = c.cache.Open(ctx, id, &fetcher{c: c, id: id, in: in}, func(_ context.Context, fill *cache.Filler[value]) error {
 		in.keys = fill.Instance()
+		c.connect(in)
 		require.NoError(t, c.register(in))
 		in.lose(ErrOwnershipLost) // as when a Flush of the lane comes now
 		return nil

@@ -28,8 +28,11 @@ var (
 	// later call in this one, has taken. It matches context.Canceled.
 	ErrOwnershipLost error = &refusal{"pgstore: instance was taken by another owner"}
 	// ErrDatabaseRewound is returned by the stores of an instance whose rows in the database are older
-	// than what this process saved, as after a failover that lost writes. It matches context.Canceled.
+	// than what this process saved, as after a failover that lost writes, if that is found out while the container is being closed. It
+	// matches context.Canceled.
 	ErrDatabaseRewound error = &refusal{"pgstore: database lost writes that were durable"}
+	// ErrLeased says, with Takes [RespectLease], that the owner's lease held until the context ended. It matches context.Canceled.
+	ErrLeased error = &refusal{"pgstore: instance is leased to another process"}
 	// ErrRefused is returned by the stores of an instance that stopped because the database refuses
 	// its writes for good (rights, a missing table, a CHECK), and by any call whose own statement the database
 	// refuses so, a read too. It matches context.Canceled.

@@ -14,7 +14,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.mau.fi/whatsmeow/store"
 
-	"github.com/wataki/whatsmeow-pgstore/batcher"
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
@@ -84,7 +83,9 @@ func TestP6AFailoverThatLostNothingStopsNobody(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(pool.Close) // after the container
 	var logged lockedBuffer
-	c := reopen(t, "", behind, func(cfg *pgstore.Config) { cfg.Pool, cfg.Logger = pool, textLogger(&logged) })
+	c := reopen(t, "", behind, func(cfg *pgstore.Config) {
+		cfg.Pool, cfg.Logger, cfg.OnTimelineChange = pool, textLogger(&logged), pgstore.Trust
+	})
 	devices := make([]*store.Device, 200)
 	for i := range devices {
 		devices[i] = pair(t, c.NewDevice())
@@ -202,42 +203,31 @@ func TestP6AnInstanceThatWasTakenHoldsUpNobodyElse(t *testing.T) {
 	require.Equal(t, len(kept), trusted(t, dsn, "2:0"))
 }
 
-// A database that lost what it had said was durable stops the instances that it concerns, loudly.
-func TestP6ADatabaseThatWentBackStopsWhatItConcerns(t *testing.T) {
+// A row that is older than what was acknowledged concerns its instance alone.
+func TestP6ARowThatWentBackConcernsItsInstanceAlone(t *testing.T) {
 	t.Parallel()
-	for _, promoted := range []bool{false, true} {
-		t.Run(fmt.Sprint("promoted=", promoted), func(t *testing.T) {
-			t.Parallel()
-			dsn, failOver := onTimelines(t)
-			var logged lockedBuffer
-			c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn, Logger: textLogger(&logged)})
-			require.NoError(t, err)
-			lost, kept := pair(t, c.NewDevice()), pair(t, c.NewDevice())
-			for i := range 3 {
-				trust(t, fmt.Sprintf("%d:0", i), lost, kept)
-				require.NoError(t, c.Flush(ctx))
-			}
-			if promoted {
-				failOver()
-			}
-			require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.instances SET seq = seq - 1 WHERE jid = '`+lost.ID.String()+`'`))
-			trust(t, "3:0", lost, kept)
-			err = c.Flush(within(t, 30*time.Second))
-			require.ErrorIs(t, err, pgstore.ErrDatabaseRewound)
-			require.ErrorIs(t, err, context.Canceled)
-			require.ErrorIs(t, lost.Identities.PutIdentity(ctx, "4:0", [32]byte{1}), pgstore.ErrDatabaseRewound)
-			require.Equal(t, 1, c.Stats().Batcher.Stopped)
-			require.Contains(t, logged.String(), "level=ERROR")
-			require.Contains(t, logged.String(), lost.ID.String())
-			require.NotContains(t, logged.String(), kept.ID.String())
-			trust(t, "4:0", kept)
-			var unsaved *batcher.UnsavedError
-			require.ErrorAs(t, c.Close(), &unsaved)
-			require.Equal(t, map[string]int{lost.ID.String(): 1}, unsaved.Pending)
-			require.Equal(t, 1, trusted(t, dsn, "3:0"))
-			require.Equal(t, 1, trusted(t, dsn, "4:0"))
-		})
+	dsn, _ := onTimelines(t)
+	var logged lockedBuffer
+	c := reopen(t, dsn, func(cfg *pgstore.Config) { cfg.Logger = textLogger(&logged) })
+	lost, kept := pair(t, c.NewDevice()), pair(t, c.NewDevice())
+	for i := range 3 {
+		trust(t, fmt.Sprintf("%d:0", i), lost, kept)
+		require.NoError(t, c.Flush(ctx))
 	}
+	require.NoError(t, execSQL(t, dsn,
+		`UPDATE whatsmeow.instances SET seq = seq - 1 WHERE jid = '`+lost.ID.String()+`'`,
+		`DELETE FROM whatsmeow.auth_keys WHERE key_type = 'identity' AND key_id = '2:0' AND instance_id = '`+lost.ID.String()+`'`))
+	trust(t, "3:0", lost, kept)
+	require.NoError(t, c.Flush(within(t, 30*time.Second)))
+	require.Equal(t, int64(1), c.Stats().Replayed)
+	require.Zero(t, c.Stats().Batcher.Stopped)
+	require.Contains(t, logged.String(), "level=WARN")
+	require.Contains(t, logged.String(), lost.ID.String())
+	require.NotContains(t, logged.String(), kept.ID.String())
+	for i := range 4 {
+		require.Equal(t, 2, trusted(t, dsn, fmt.Sprintf("%d:0", i)))
+	}
+	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances WHERE abandon_through > 0`))
 }
 
 // What a take finds on another timeline than it was written on may be older than what has left on the wire.
@@ -270,12 +260,13 @@ func TestP4ATakeOnAnotherTimelineAbandonsTheChainsSoFar(t *testing.T) {
 	require.Positive(t, before)
 	require.Zero(t, step+abandon, "it was left cleanly, where it is")
 	failOver()
-	step, abandon, seq := life()
-	require.Greater(t, seq, before)
-	require.Equal(t, []int64{seq, seq}, []int64{step, abandon})
+	step, through, seq := life()
+	require.Zero(t, step)
+	require.Greater(t, through, before)
+	require.GreaterOrEqual(t, seq, through, "healing is written")
 	step, abandon, later := life()
 	require.Greater(t, later, seq)
-	require.Equal(t, []int64{seq, seq}, []int64{step, abandon}, "what was written since is in order")
+	require.Equal(t, []int64{0, through}, []int64{step, abandon}, "what was written since is in order")
 }
 
 // The same with a server that recovers from its own WAL as one that is promoted does, under writes.

@@ -18,7 +18,7 @@ import (
 //
 //  1. lane: advance seq of the instances that are still as this process took and left them. A delayed,
 //     repeated or foreign flush finds another epoch, seq or timeline and changes nothing. The row notes the timeline, to which
-//     the owner may have gone since it took the instance (resolve).
+//     the owner may have gone since it took the instance ([Trust]).
 //  2. op: the writes of those lanes alone.
 //  3. Delete, upsert and insert them. A key occurs once per segment and a lane once per flush, so the three do not meet.
 //     What is inserted gives way to a row that is there (message secrets), unless that has nothing to be read.
@@ -49,7 +49,7 @@ WITH lane AS (
     ON CONFLICT (instance_id, key_type, key_id) DO UPDATE SET data = excluded.data, seq = excluded.seq, updated_at = now()
     WHERE jsonb_typeof(k.data->'secret') IS DISTINCT FROM 'string'
 )
-SELECT id, set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)
+SELECT id, ` + durably + `
 FROM lane`
 
 // flush is the batcher's flush function:
@@ -57,8 +57,7 @@ FROM lane`
 //  1. Send the statement. The lanes for which it held are durable.
 //  2. Ask at once how the database has all others (resolve). A lane that somebody else has taken, or whose row is older or gone,
 //     stops. One whose segment an earlier attempt has committed, so that only the answer was lost, is durable.
-//  3. The rest are as this process left them. If the database is on a new timeline they go with it, and they are sent
-//     again without a pause: a failover that lost nothing costs one more round, for any number of instances.
+//  3. The rest are this process's, as it left them or taken anew from a database that went back. They are sent again without a pause.
 //  4. What is left then, or when a query failed, is tried again later, and the others need not wait for it.
 func (c *Container) flush(ctx context.Context, segments []segment) ([]error, error) {
 	sorted := slices.SortedFunc(slices.Values(segments), func(a, b segment) int { return strings.Compare(a.Lane.id, b.Lane.id) })
@@ -207,13 +206,15 @@ var errAgain = errors.New("pgstore: changed meanwhile")
 
 // resolve finds out why the database did not take segments, and returns those to be sent again.
 //
-// A segment's content never changes once it was sent, so a seq that is one ahead under our epoch means that an earlier
-// attempt was committed. A failover that lost a take gives its epoch out again, but then the row is on a timeline on which we have never been.
+//  1. Somebody else has the instance: a later take is in the row, or any on a timeline on which this process has never been. A failover that
+//     lost a take gives its epoch out again, so the number alone does not tell.
+//  2. A segment's content never changes once it was sent, so a seq that is one ahead under our epoch means that an earlier
+//     attempt was committed.
+//  3. All is as this process left it: try again.
+//  4. The database went back, or may have: its timeline is another, or the row is older than what was acknowledged. That every flush is
+//     there does not help: somebody else may have had the instance in the tail that was lost, and have sent. The owner takes it anew (replay.go), unless
+//     nothing is missing and the user trusts that ([Config].OnTimelineChange).
 func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*instance]error) (rest []segment, err error) {
-	type row struct {
-		epoch, seq int64
-		timeline   string
-	}
 	ids := make([]string, len(segments))
 	for i, s := range segments {
 		ids[i] = s.Lane.id
@@ -223,9 +224,9 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 	if err != nil {
 		return segments, err
 	}
-	stored := make(map[string]row, len(ids))
+	stored := make(map[string]position, len(ids))
 	var id, now string
-	var found row
+	var found position
 	_, err = pgx.ForEachRow(rows, []any{&id, &found.epoch, &found.seq, &found.timeline, &now}, func() error {
 		stored[id] = found
 		return nil
@@ -233,23 +234,35 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 	if err != nil {
 		return segments, err
 	}
-	for _, s := range segments {
+	for i, s := range segments {
 		in := s.Lane
 		r, exists := stored[in.id]
-		in.fence.Lock()
-		epoch, seq, timeline := in.fence.epoch, in.fence.seq, in.fence.timeline
-		in.fence.Unlock()
+		at, claim := in.at(), in.claimed()
+		moved := now != at.timeline
+		trusted := !moved || c.cfg.OnTimelineChange == Trust
 		switch {
 		case !exists:
 			ended[in] = c.gone(in)
-		case r.epoch != epoch, r.timeline == now && timeline != now:
+		case r.epoch == claim: // we have taken it anew, and the answer was lost
+			err = c.replay(ctx, in, r)
+		case moved && r.timeline == now, r.epoch > at.epoch, r.epoch == at.epoch && r.seq > at.seq+1:
 			ended[in] = ErrOwnershipLost
-		case r.seq == seq+1:
+			continue
+		case trusted && r.epoch == at.epoch && r.seq == at.seq+1:
 			in.advance()
-		case r.seq != seq:
-			ended[in] = ErrDatabaseRewound
-		default: // every flush that was acknowledged is there, and nobody else has taken it
+			continue
+		case trusted && r.epoch == at.epoch && r.seq == at.seq:
 			in.follow(now)
+		case c.closed(): // who is letting go does not come back
+			ended[in] = ErrDatabaseRewound
+			continue
+		default:
+			err = c.replay(ctx, in, r)
+		}
+		if err != nil {
+			return append(rest, segments[i:]...), err
+		}
+		if ended[in] == nil {
 			rest = append(rest, s)
 		}
 	}
@@ -324,7 +337,7 @@ func aboutData(err error) bool {
 
 // unavailable says whether a read may succeed when it is repeated.
 func unavailable(err error) bool {
-	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrDeviceConflict) || errors.Is(err, ErrClosed) || errors.Is(err, ErrOwnershipLost) {
+	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrDeviceConflict) || errors.Is(err, ErrClosed) || errors.Is(err, ErrOwnershipLost) || errors.Is(err, errMoved) {
 		return false
 	}
 	var pgErr *pgconn.PgError

@@ -39,6 +39,7 @@ func TestImportGraphOfPgstore(t *testing.T) {
 		"golang.org/x/sync",
 		"golang.org/x/sys",
 		"golang.org/x/text",
+		"golang.org/x/time",
 		"google.golang.org/protobuf",
 	}, slices.Compact(modules))
 

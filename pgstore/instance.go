@@ -24,8 +24,12 @@ type instance struct {
 		sync.Mutex
 		epoch, seq int64
 		timeline   string
+		claim      int64 // the epoch under which this process takes it anew, if it is about to (replay.go)
+		told       Mark  // what the witness knows
 	}
-	stepThrough, abandonThrough int64 // see markOf; set before the rows are read
+	stepThrough, abandonThrough atomic.Int64 // see markOf
+	era                         atomic.Int64 // how often all sending chains in memory were given up
+	lapses                      int          // of the lease, when the instance was taken
 
 	preKeys    sync.Mutex  // held while pre-keys are made
 	unbuffered atomic.Bool // the warning of warnUnbuffered was given

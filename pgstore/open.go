@@ -22,23 +22,57 @@ type taken struct {
 	stepThrough, abandonThrough int64
 }
 
+// database is what tells one moment of a database from another, and one database from another: the WAL timeline, which a promotion and a
+// point-in-time restore change; and the system (the server's identifier, that of the database, and that of the table, which a dump does not
+// carry along). A plain role may ask for both.
+const database = `(SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline,
+    (SELECT system_identifier FROM pg_control_system()) || '/' ||
+    (SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || '{schema}.instances'::regclass::oid AS system) AS db`
+
+// durably makes a statement's transaction durable also where the server's default is not to wait for that.
+const durably = `set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`
+
 // takeStatement makes this process the owner of an instance: a new epoch, so that no flush of an earlier owner
-// is accepted any more. If the last owner did not leave cleanly, or the database is on
-// another timeline than it was, that is noted for the rows written so far. It is on disk when it returns, since sends rely on it before anything else
-// is flushed.
+// is accepted any more.
+//
+//  1. If the last owner did not leave cleanly, the rows written so far may be behind what has left, by less than their ceilings.
+//  2. If the database is on another timeline than it was, or is another one, or older than a witness remembers, they may be behind by more.
+//  3. With leases, nothing happens while the owner's holds.
+//
+// It is on disk when it returns, since sends rely on it before anything else is flushed.
 const takeStatement = `
 UPDATE {schema}.instances i SET
-    epoch = nextval('{schema}.epochs'), owner = $2, taken_at = now(),
-    step_through = CASE WHEN i.clean_at_epoch <> i.epoch OR i.timeline <> db.timeline THEN greatest(i.step_through, i.seq) ELSE i.step_through END,
-    abandon_through = CASE WHEN i.timeline <> db.timeline THEN greatest(i.abandon_through, i.seq) ELSE i.abandon_through END,
-    timeline = db.timeline
-FROM (SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS db
-WHERE i.id = $1
-RETURNING i.epoch, i.seq, i.timeline, i.step_through, i.abandon_through,
-    set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`
+    epoch = nextval('{schema}.epochs'), owner = $2, process = $3, taken_at = now(),
+    step_through = CASE WHEN i.clean_at_epoch <> i.epoch THEN greatest(i.step_through, i.seq) ELSE i.step_through END,
+    abandon_through = CASE
+        WHEN i.system NOT IN ('', db.system) AND $4 THEN greatest(i.abandon_through, i.seq)
+        WHEN i.system IN ('', db.system) AND i.timeline <> db.timeline AND $5 THEN greatest(i.abandon_through, i.seq)
+        WHEN (i.epoch, i.seq) < ($6::bigint, $7::bigint) THEN greatest(i.abandon_through, i.seq)
+        ELSE i.abandon_through END,
+    timeline = db.timeline, system = db.system
+FROM ` + database + `
+WHERE i.id = $1 AND ($8 OR i.process = $3 OR NOT EXISTS (
+    SELECT FROM {schema}.processes p WHERE p.id = i.process AND p.expires > clock_timestamp()))
+RETURNING i.epoch, i.seq, i.timeline, i.step_through, i.abandon_through, ` + durably
 
 func (c *Container) take(ctx context.Context, id string) (t taken, err error) {
-	err = c.pool.QueryRow(ctx, c.sql(takeStatement), pgx.QueryExecModeExec, id, c.cfg.Owner).Scan(&t.epoch, &t.seq, &t.timeline, &t.stepThrough, &t.abandonThrough, nil)
+	witnessed, err := c.witnessed(ctx, id)
+	if err != nil {
+		return t, err
+	}
+	err = c.pool.QueryRow(ctx, c.sql(takeStatement), pgx.QueryExecModeExec, id, c.cfg.Owner, c.process,
+		c.cfg.OnNewSystem == Heal, c.cfg.OnTimelineChange == Heal, witnessed.Epoch, witnessed.Seq, c.cfg.Takes == Forced).
+		Scan(&t.epoch, &t.seq, &t.timeline, &t.stepThrough, &t.abandonThrough, nil)
+	if errors.Is(err, pgx.ErrNoRows) && c.cfg.Takes == RespectLease {
+		var exists bool
+		err := c.pool.QueryRow(ctx, c.sql(`SELECT EXISTS (SELECT FROM {schema}.instances WHERE id = $1)`), pgx.QueryExecModeExec, id).Scan(&exists)
+		if err != nil {
+			return t, err
+		}
+		if exists {
+			return t, ErrLeased
+		}
+	}
 	return t, err
 }
 
@@ -50,13 +84,18 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 	_, err := c.cache.Open(ctx, id, &fetcher{c: c, id: id, in: in}, func(ctx context.Context, fill *cache.Filler[value]) error {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
+		in.lapses = c.lease.lapsed()
 		err := c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 			t, err := c.take(ctx, id)
 			in.fence.epoch, in.fence.seq, in.fence.timeline = t.epoch, t.seq, t.timeline
-			in.stepThrough, in.abandonThrough = t.stepThrough, t.abandonThrough
+			in.stepThrough.Store(t.stepThrough)
+			in.abandonThrough.Store(t.abandonThrough)
 			return err
 		})
 		if err != nil {
+			return err
+		}
+		if err = c.tellWitness(ctx, []*instance{in}); err != nil {
 			return err
 		}
 		if err = c.retry(ctx, loadTimeout, func(ctx context.Context) error { return c.load(ctx, in, fill) }); err != nil {
@@ -64,6 +103,11 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 		}
 		in.keys = fill.Instance()
 		if err = c.LIDMap.preload(ctx, in.keys); err != nil {
+			return err
+		}
+		c.connect(in)
+		if err = c.heal(ctx, in); err != nil {
+			in.stop(err)
 			return err
 		}
 		return c.register(in)
@@ -91,8 +135,8 @@ func (c *Container) newInstance(id string) *instance {
 	return in
 }
 
-// register makes an opened instance known and connects it with the batcher.
-func (c *Container) register(in *instance) error {
+// connect connects an opened instance with the batcher.
+func (c *Container) connect(in *instance) {
 	in.lane = c.writes.Lane(in)
 	in.lane.OnDurable(func(ops []op) {
 		writes := make([]cache.Write[value], len(ops))
@@ -105,6 +149,10 @@ func (c *Container) register(in *instance) error {
 		c.hasty.Store(false)
 		in.keys.Durable(writes)
 	})
+}
+
+// register makes an opened instance known.
+func (c *Container) register(in *instance) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed() {
@@ -116,12 +164,13 @@ func (c *Container) register(in *instance) error {
 
 // load reads what is held in memory. A row that does not parse is set aside and answers absent.
 func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[value]) error {
-	rows, err := c.pool.Query(ctx, c.sql(`SELECT key_type, key_id, data::text, seq::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)`),
+	fence := in.at()
+	rows, err := c.pool.Query(ctx, c.sql(fenced+`SELECT key_type, key_id, data::text, seq::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)`),
 		pgx.QueryExecModeExec, in.id, loadedTypes())
 	if err != nil {
 		return err
 	}
-	corrupt, err := c.scan(rows, in, fill.Add)
+	corrupt, err := c.scan(rows, in, fence, fill.Add)
 	if err != nil {
 		return err
 	}
@@ -152,27 +201,65 @@ type corruptRow struct {
 	data []byte
 }
 
-// scan reads rows of key_type, key_id, data and seq, and returns those that do not parse. They are those of in, nil for one that was not taken.
-func (c *Container) scan(rows pgx.Rows, in *instance, add func(cache.Key, value)) (corrupt []corruptRow, err error) {
+// fenced precedes a query of rows by a row that says how the database has the instance, at that very moment: its key_type is empty.
+const fenced = `SELECT '' AS key_type, i.epoch::text AS key_id, i.timeline || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS data, i.seq::text AS seq
+	FROM {schema}.instances i WHERE i.id = $1 UNION ALL `
+
+// position is what a fence says: under which take the rows are, how many flushes there were, and on which timeline.
+type position struct {
+	epoch, seq int64
+	timeline   string
+}
+
+// at is where the instance is, as far as this process knows.
+func (in *instance) at() position {
+	in.fence.Lock()
+	defer in.fence.Unlock()
+	return position{in.fence.epoch, in.fence.seq, in.fence.timeline}
+}
+
+// holds says whether rows are those of an instance as its owner left it at p, or later. Those of a database that has gone back are not: a
+// session that is read from it may have sent since.
+func (p position) holds(raw [][]byte) bool {
+	epoch, err1 := strconv.ParseInt(string(raw[1]), 10, 64)
+	seq, err2 := strconv.ParseInt(string(raw[3]), 10, 64)
+	return err1 == nil && err2 == nil && epoch == p.epoch && seq >= p.seq && string(raw[2]) == p.timeline+p.timeline
+}
+
+// errMoved is returned for rows that are not those of the instance as its owner left it.
+var errMoved = errors.New("pgstore: the database has another moment of the instance")
+
+// scan reads rows of key_type, key_id, data and seq, and returns those that do not parse. They are those of in, after one of [fenced] that must
+// hold at fence; or in is nil for an instance that was not taken.
+func (c *Container) scan(rows pgx.Rows, in *instance, fence position, add func(cache.Key, value)) (corrupt []corruptRow, err error) {
 	defer rows.Close()
+	held := in == nil
 	for rows.Next() {
 		raw := rows.RawValues() // Scan would copy a megabyte of sessions twice
+		if len(raw[0]) == 0 {
+			if held = fence.holds(raw); !held {
+				return nil, errMoved
+			}
+			continue
+		}
 		k := cache.Key{Type: typesByName[string(raw[0])], ID: string(raw[1])}
 		data := bytes.Clone(raw[2])
 		if v, err := decodeKey(k, data); err != nil {
 			corrupt = append(corrupt, corruptRow{k, data})
 		} else {
-			if rec, ok := v.(*recordValue); ok {
-				seq, err := strconv.ParseInt(string(raw[3]), 10, 64)
-				if err != nil {
+			if rec, ok := v.(*recordValue); ok && in != nil {
+				rec.from, rec.era = in, in.era.Load()
+				if rec.seq, err = strconv.ParseInt(string(raw[3]), 10, 64); err != nil {
 					return nil, fmt.Errorf("pgstore: reading seq: %w", err)
 				}
-				rec.mark = in.markOf(seq)
 			}
 			add(k, v)
 		}
 	}
-	return corrupt, rows.Err()
+	if err = rows.Err(); err == nil && !held {
+		err = errMoved // the instance is gone
+	}
+	return corrupt, err
 }
 
 // moveAside moves a row that cannot be read to where a person can look at it, if it still is what was read. It checks the epoch, as
@@ -243,7 +330,7 @@ type fetcher struct {
 // FetchKeys implements [cache.Fetcher].
 func (f *fetcher) FetchKeys(ctx context.Context, keys []cache.Key) (map[cache.Key]value, error) {
 	types, ids := columnsOf(keys)
-	return f.query(ctx, `SELECT k.key_type, k.key_id, k.data::text, k.seq::text FROM {schema}.auth_keys k
+	return f.query(ctx, `SELECT k.key_type, k.key_id, k.data::text AS data, k.seq::text AS seq FROM {schema}.auth_keys k
 		JOIN unnest($2::text[], $3::text[]) AS want (key_type, key_id) USING (key_type, key_id)
 		WHERE k.instance_id = $1`, f.id, types, ids)
 }
@@ -261,13 +348,23 @@ func (f *fetcher) fetchType(ctx context.Context, t cache.Type) (map[cache.Key]va
 
 func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map[cache.Key]value, error) {
 	out := make(map[cache.Key]value)
+	if f.in != nil {
+		statement = fenced + statement
+	}
 	err := f.c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		clear(out)
+		var fence position
+		if f.in != nil {
+			fence = f.in.at()
+		}
 		rows, err := f.c.pool.Query(ctx, f.c.sql(statement), append([]any{pgx.QueryExecModeExec}, args...)...)
 		if err != nil {
 			return err
 		}
-		corrupt, err := f.c.scan(rows, f.in, func(k cache.Key, v value) { out[k] = v })
+		corrupt, err := f.c.scan(rows, f.in, fence, func(k cache.Key, v value) { out[k] = v })
+		if errors.Is(err, errMoved) {
+			return f.in.moved()
+		}
 		for _, row := range corrupt {
 			if f.in == nil { // who looks changes nothing
 				f.c.cfg.Logger.Error("pgstore: stored row cannot be read, counts as absent", "instance", f.id, "key_type", typeName(row.key.Type))
@@ -283,7 +380,24 @@ func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map
 	return out, nil
 }
 
-// markClean notes that the owner left with nothing unsaved. A failover just then is waited for, until the context ends.
+// moved lets a flush find out why the rows are not as this process left them, and says that they are to be read again.
+func (in *instance) moved() error {
+	if in.lane == nil {
+		return errMoved
+	}
+	if err := in.failure(); err != nil {
+		return err
+	}
+	nothing := op{Kind: batcher.Delete, Key: newKey(typeCreds, "nothing")}
+	ticket, err := in.lane.Add(0, []op{nothing})
+	if err != nil {
+		return in.translate(err)
+	}
+	ticket.Hurry()
+	return errAgain
+}
+
+// markClean notes that the owner left with nothing unsaved, and lets go of the instances. A failover just then is waited for, until the context ends.
 func (c *Container) markClean(ctx context.Context, instances []*instance) error {
 	var lanes laneColumns
 	for _, in := range instances {
@@ -294,14 +408,21 @@ func (c *Container) markClean(ctx context.Context, instances []*instance) error 
 	if len(lanes.ids) == 0 {
 		return nil
 	}
+	var marked int64
 	err := c.persist(ctx, attemptTimeout, func(ctx context.Context) error {
-		_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances i SET clean_at_epoch = i.epoch
-			FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS l (id, epoch, seq)
-			WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq`), pgx.QueryExecModeExec, lanes.ids, lanes.epochs, lanes.seqs)
+		tag, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances i SET clean_at_epoch = i.epoch, process = NULL, timeline = db.timeline
+			FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline),
+				(SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS db
+			WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq AND (l.timeline = db.timeline OR $5)`),
+			pgx.QueryExecModeExec, lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines, c.cfg.OnTimelineChange == Trust)
+		marked = tag.RowsAffected()
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("pgstore: instances could not be marked as cleanly left: %w", err)
+	}
+	if others := int64(len(lanes.ids)) - marked; others > 0 {
+		c.cfg.Logger.Warn("pgstore: instances are not as they were left", "instances", others)
 	}
 	return nil
 }

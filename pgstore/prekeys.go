@@ -84,10 +84,10 @@ func (s *deviceStore) makePreKeys(ctx context.Context, fn func(*view) error) err
 
 // generatePreKey makes a key under the counter's next id that is not in use.
 func generatePreKey(v *view, uploaded bool) (*keys.PreKey, error) {
-	next := uint32(1)
+	next, healed := uint32(1), int64(0)
 	stored, ok := v.Get(counterKey)
 	if counter, ok := found[*credsValue](stored, ok); ok && counter.NextPreKeyID > 0 {
-		next = counter.NextPreKeyID
+		next, healed = counter.NextPreKeyID, counter.HealedThrough
 	}
 	for tried := 0; ; tried++ {
 		if next > maxPreKeyID {
@@ -103,7 +103,7 @@ func generatePreKey(v *view, uploaded bool) (*keys.PreKey, error) {
 	}
 	made := keys.NewPreKey(next)
 	v.Put(newKey(typePreKey, preKeyID(next)), &preKeyValue{Private: bytes.Clone(made.Priv[:]), Uploaded: uploaded})
-	v.Put(counterKey, &credsValue{NextPreKeyID: next + 1})
+	v.Put(counterKey, &credsValue{NextPreKeyID: next + 1, HealedThrough: healed})
 	return made, nil
 }
 
@@ -172,7 +172,7 @@ func (s *deviceStore) UploadedPreKeyCount(ctx context.Context) (count int, err e
 		count = 0
 		for _, id := range v.IDs(typePreKey, "") {
 			stored, ok := v.Get(cache.Key{Type: typePreKey, ID: id})
-			if k, ok := found[*preKeyValue](stored, ok); ok && k.Uploaded {
+			if k, ok := found[*preKeyValue](stored, ok); ok && k.Uploaded && !k.Stale {
 				count++
 			}
 		}

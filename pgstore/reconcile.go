@@ -59,8 +59,9 @@ func (in *instance) putRecords(ctx context.Context, wait patience, from source, 
 		})
 	}
 	var all outcome
-	return in.counted(&all, in.writeThen(ctx, len(records), func(v *view) error {
-		all = outcome{wait: wait}
+	var era int64
+	err := in.writeThen(ctx, len(records), func(v *view) error {
+		all, era = outcome{wait: wait}, in.era.Load()
 		v.Then(from.done) // who waits for its turn does not wait for the commit
 		for _, r := range records {
 			one, err := in.putRecord(v, r.key, r.record, from)
@@ -75,7 +76,11 @@ func (in *instance) putRecords(ctx context.Context, wait patience, from source, 
 			in.c.waited.Add(1)
 		}
 		return all.wait
-	}))
+	})
+	if err == nil && all.wait == patienceDurable && from.by != writerMigration && in.era.Load() != era {
+		err = ErrMessageKeyUsed // while it waited, all chains were given up: somebody else may have used its key
+	}
+	return in.counted(&all, err)
 }
 
 // outcome is what became of records that were put.
@@ -105,6 +110,9 @@ func (in *instance) counted(o *outcome, err error) error {
 func (in *instance) putRecord(v *view, k cache.Key, record *recordValue, from source) (o outcome, err error) {
 	base, known := in.base(from, k)
 	put := putting{kind: k.Type, record: record, text: record.form.Load().record, by: from.by, base: base, known: known}
+	if in.gaveUp(put) {
+		return o, ErrMessageKeyUsed
+	}
 	if g := in.goneFrom(from, k); g != nil && !g.moved() {
 		return in.putGone(v, put, g)
 	} else if g != nil {
@@ -116,6 +124,9 @@ func (in *instance) putRecord(v *view, k cache.Key, record *recordValue, from so
 	}
 	if put.stored == record {
 		return o, nil
+	}
+	if name, _ := record.sendingChain(); name != nil && put.by == writerSend && !known && put.readable && !put.stored.mayUse(name) {
+		return o, ErrMessageKeyUsed
 	}
 	out := record
 	if put.readable {
@@ -132,6 +143,7 @@ func (in *instance) putRecord(v *view, k cache.Key, record *recordValue, from so
 	}
 	if out != put.stored {
 		out.follow(put.stored, record)
+		out.era = in.era.Load()
 		v.Put(k, out)
 	}
 	o.wait = in.waitFor(put, out, from.inside)
@@ -139,6 +151,16 @@ func (in *instance) putRecord(v *view, k cache.Key, record *recordValue, from so
 		o.merged = 1 // a decrypt that promoted an archived state is merged though nothing raced
 	}
 	return o, nil
+}
+
+// gaveUp says whether a Put is a send on a chain that was given up since it read it (replay.go).
+func (in *instance) gaveUp(put putting) bool {
+	if put.base == nil || put.base.era == in.era.Load() || put.by == writerDecrypt || put.by == writerMigration {
+		return false
+	}
+	then, was := put.base.sending()
+	now, is := put.record.sending()
+	return then != 0 && then == now && (put.by == writerSend || is > was)
 }
 
 // waitFor says what a Put waits for: a send as [Config].Sends says, and what begins a chain asks for its flush. For waiting, what may be a

@@ -17,7 +17,9 @@ type recordValue struct {
 	form  atomic.Pointer[recordForm]
 	past  *past       // of a session: the chains that the ratchet was stepped over since it came into memory
 	aside atomic.Bool // it cannot be read, and somebody is setting it aside
-	mark  mark        // what the end of the process that wrote its row did to its chains, until it is decoded
+	from  *instance   // whose row it is, and when that was written: what has become of its chains since is found out when it is decoded
+	seq   int64
+	era   int64 // see instance.era; when it was stored
 
 	version, ceiling uint64 // see reservation, whose lock guards them
 }
@@ -67,7 +69,7 @@ func (v *recordValue) bytes() ([]byte, error) {
 	if len(record) == 0 {
 		return nil, ErrCorrupt
 	}
-	v.form.CompareAndSwap(form, v.mark.apply(record, decoded))
+	v.form.CompareAndSwap(form, v.from.markOf(v.seq).apply(record, decoded))
 	return v.form.Load().record, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 
 	"go.mau.fi/whatsmeow/types"
 
@@ -168,14 +169,21 @@ func (s *deviceStore) GetManySessions(ctx context.Context, addresses []string) (
 		in.takeTurn(ctx, r, keys)
 	}
 	sessions := make(map[string][]byte, len(addresses))
+	abandoned := false
 	err = in.giveRecords(ctx, r, keys, func(k cache.Key, rec *recordValue) *recordValue {
 		record := s.forSends(k, rec)
 		sessions[names[k]] = record
 		if record == nil {
+			abandoned = abandoned || rec != nil
 			return nil
 		}
 		return rec
 	})
+	if err == nil && abandoned { // the client asks for their bundles now
+		if err = s.c.bundles.Wait(ctx); err != nil {
+			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
 	if err != nil {
 		in.forget(r)
 		return nil, err

@@ -34,11 +34,11 @@ const widestGap = 2000
 // markOf says what is to be done with a row that was written at seq.
 func (in *instance) markOf(seq int64) mark {
 	switch {
-	case in == nil || in.c.ignoreMarks: // who only looks does not send
+	case in == nil || in.c.ignoreMarks: // who only looks does not send, and what was put is as it is
 		return markNone
-	case seq <= in.abandonThrough:
+	case seq <= in.abandonThrough.Load():
 		return markAbandon
-	case seq <= in.stepThrough:
+	case seq <= in.stepThrough.Load():
 		return markStep
 	}
 	return markNone
@@ -88,6 +88,17 @@ func archivedChains(record []byte) (names []string) {
 	return names
 }
 
+// sendingChains names all sending chains of a session, or that of an own sender key.
+func sendingChains(record []byte) []string {
+	probe := new(recordValue)
+	probe.form.Store(&recordForm{record: record})
+	name, _ := probe.sendingChain()
+	if name == nil {
+		return nil
+	}
+	return append(archivedChains(record), string(name))
+}
+
 // stepTo moves the sending chain of a session or an own sender key to a counter.
 func stepTo(record []byte, counter uint64) ([]byte, error) {
 	if _, ok := ratchetOf(record); ok {
@@ -117,6 +128,11 @@ func stepTo(record []byte, counter uint64) ([]byte, error) {
 // sendable says whether a record may be sent with.
 func (v *recordValue) sendable() bool {
 	name, _ := v.sendingChain()
+	return name == nil || v.mayUse(name)
+}
+
+// mayUse says whether a sending chain of a record is not abandoned.
+func (v *recordValue) mayUse(name []byte) bool {
 	sends := v.form.Load().sends
-	return name == nil || sends == nil || sends.mayUse(name)
+	return sends == nil || sends.mayUse(name)
 }

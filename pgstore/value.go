@@ -109,10 +109,12 @@ func (v *bytesValue) valid(t cache.Type) bool {
 	return v.Value != nil && (t != typeIdentity || len(v.Value) == keyLength)
 }
 
-// preKeyValue is {"private": base64 (32 bytes), "uploaded": bool}.
+// preKeyValue is {"private": base64 (32 bytes), "uploaded": bool}, and "stale": true if it was made before the database went back: peers may still
+// use it, but it counts as none.
 type preKeyValue struct {
 	Private  []byte `json:"private"`
 	Uploaded bool   `json:"uploaded"`
+	Stale    bool   `json:"stale,omitempty"`
 }
 
 func (v *preKeyValue) size() int             { return 32 + len(v.Private) }
@@ -218,6 +220,8 @@ func (v *outgoingEventValue) inserted() int64       { return v.InsertMS }
 type credsValue struct {
 	Device       *deviceJSON `json:"device,omitempty"`
 	NextPreKeyID uint32      `json:"next_pre_key_id,omitempty"`
+	// HealedThrough stands beside the counter: the abandon_through for which the instance was healed (replay.go).
+	HealedThrough int64 `json:"healed_through,omitempty"`
 }
 
 func (v *credsValue) size() int { return 2048 }
