@@ -132,6 +132,9 @@ type Config struct {
 	// EnableDecryptedEventBuffer on the client, no message whose handler returned is then lost. It costs one
 	// group commit per incoming message, outside of decryption.
 	DurableAcks bool
+	// SynchronousCommit is PostgreSQL's synchronous_commit for all that is reported as durable: on, local, remote_write or remote_apply. Empty means
+	// the server's own setting, but at least on.
+	SynchronousCommit string
 	// OnTimelineChange says what a database is taken for that is on another WAL timeline: after a failover or a point-in-time
 	// restore. Defaults to [Heal].
 	OnTimelineChange Return
@@ -159,6 +162,8 @@ type Config struct {
 	// Logger gets the container's own structured messages. Nil means that they go to Log.
 	Logger *slog.Logger
 }
+
+var synchronousCommits = []string{"", "on", "local", "remote_write", "remote_apply"}
 
 var schemaPattern = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
 
@@ -213,6 +218,7 @@ func (cfg Config) validate() error {
 	fault(cfg.NewChains != Durable && cfg.NewChains != WriteBehind, "NewChains is %d, must be Durable or WriteBehind", cfg.NewChains)
 	fault(cfg.NewChainWait < 0, "NewChainWait is %v, must be positive", cfg.NewChainWait)
 	fault(cfg.Reserve < 1 || cfg.Reserve > maxReserve, "Reserve is %d, must be from 1 to %d", cfg.Reserve, maxReserve)
+	fault(!slices.Contains(synchronousCommits, cfg.SynchronousCommit), "SynchronousCommit is %q, must be one of %q", cfg.SynchronousCommit, synchronousCommits[1:])
 	fault(cfg.OnTimelineChange != Heal && cfg.OnTimelineChange != Trust, "OnTimelineChange is %d, must be Heal or Trust", cfg.OnTimelineChange)
 	fault(cfg.OnNewSystem != Heal && cfg.OnNewSystem != Trust, "OnNewSystem is %d, must be Heal or Trust", cfg.OnNewSystem)
 	fault(cfg.Takes != Forced && cfg.Takes != RespectLease, "Takes is %d, must be Forced or RespectLease", cfg.Takes)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,7 +37,7 @@ type Container struct {
 	LIDMap *LIDMap
 
 	cfg     Config
-	schema  string // quoted
+	fill    *strings.Replacer // of statements
 	pool    *pgxpool.Pool
 	ownPool bool
 	cache   *cache.Cache[value]
@@ -86,7 +87,7 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	c := &Container{cfg: cfg, schema: `"` + cfg.Schema + `"`, pool: cfg.Pool, closeDone: make(chan struct{}), process: uuid.NewString()}
+	c := &Container{cfg: cfg, fill: cfg.filler(), pool: cfg.Pool, closeDone: make(chan struct{}), process: uuid.NewString()}
 	c.bundles = rate.NewLimiter(rate.Limit(cfg.HealRate), max(1, int(cfg.HealRate)))
 	if cfg.HealRate < 0 {
 		c.bundles.SetLimit(rate.Inf)

@@ -31,8 +31,13 @@
 //
 // Sends are written behind, so what the database holds of a sending chain is behind what has left. Every row of a chain therefore reserves counters
 // ahead, and a send that stays below them waits for nothing ([Reserved]); after an unclean end the chain is moved past them before it is
-// used, so that no message key encrypts twice and the peer sees a gap, which it bridges. ceilings.go states the whole scheme. It does not
-// cover a database that went back in time: restoring an older copy brings older counters back.
+// used, so that no message key encrypts twice and the peer sees a gap, which it bridges. ceilings.go states the whole scheme.
+//
+// # A database that goes back
+//
+// After a failover that lost writes or the restore of a backup the rows are older than what has left. Their sending chains are abandoned, and what
+// else was published is made anew, by who takes an instance and by who has it; replay.go says how, [Heal] and [Trust] when. A snapshot of a
+// volume or a virtual machine is noticed by a living owner and by a [Witness] alone.
 //
 // # When the database is away
 //

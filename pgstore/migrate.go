@@ -149,7 +149,14 @@ func (c *Container) migrations() ([]*goose.Migration, error) {
 	return steps, nil
 }
 
-// sql fills the schema's name into a statement.
-func (c *Container) sql(statement string) string {
-	return strings.ReplaceAll(statement, "{schema}", c.schema)
+// sql fills what the configuration says into a statement.
+func (c *Container) sql(statement string) string { return c.fill.Replace(statement) }
+
+// filler is what sql replaces.
+func (cfg Config) filler() *strings.Replacer {
+	durable := `CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END`
+	if cfg.SynchronousCommit != "" {
+		durable = "'" + cfg.SynchronousCommit + "'"
+	}
+	return strings.NewReplacer("{schema}", `"`+cfg.Schema+`"`, "{durable}", durable)
 }

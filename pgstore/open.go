@@ -29,8 +29,8 @@ const database = `(SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1
     (SELECT system_identifier FROM pg_control_system()) || '/' ||
     (SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || '{schema}.instances'::regclass::oid AS system) AS db`
 
-// durably makes a statement's transaction durable also where the server's default is not to wait for that.
-const durably = `set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`
+// durably makes a statement's transaction durable as [Config].SynchronousCommit says.
+const durably = `set_config('synchronous_commit', {durable}, true)`
 
 // takeStatement makes this process the owner of an instance: a new epoch, so that no flush of an earlier owner
 // is accepted any more.
