@@ -24,8 +24,8 @@ type Batcher[L comparable, K comparable, V any] struct {
 		lanes     map[L]*Lane[L, K, V]        // those that have not stopped
 		active    map[*Lane[L, K, V]]struct{} // those with something in their queue
 		lost      map[string]*loss            // what failed lanes could not save, by name
-		pending   int
-		reserved  int
+		pending   Room
+		reserved  Room
 		blocked   int
 		gate      chan struct{} // not nil while writers must wait
 		restUntil time.Time
@@ -46,13 +46,14 @@ type loss struct {
 
 // Stats is a snapshot of a batcher's counters.
 type Stats struct {
-	Pending   int // operations that are not durable
-	Blocked   int // writers that wait for room
-	Stopped   int // lanes that failed, with something unsaved or not, and did not begin again
-	Flushes   int64
-	Flushed   int64 // operations
-	Retries   int64
-	LastFlush time.Duration
+	Pending      int   // operations that are not durable
+	PendingBytes int64 // what they count for: all that the backlog holds of one key, not only what was written last
+	Blocked      int   // writers that wait for room
+	Stopped      int   // lanes that failed, with something unsaved or not, and did not begin again
+	Flushes      int64
+	Flushed      int64 // operations
+	Retries      int64
+	LastFlush    time.Duration
 }
 
 // New starts a batcher. Close ends it.
@@ -131,7 +132,7 @@ func (b *Batcher[L, K, V]) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.mu.stats
-	s.Pending, s.Blocked = b.mu.pending, b.mu.blocked
+	s.Pending, s.PendingBytes, s.Blocked = b.mu.pending.Ops, b.mu.pending.Bytes, b.mu.blocked
 	for _, lost := range b.mu.lost {
 		if !lost.over {
 			s.Stopped++
@@ -204,9 +205,18 @@ func (b *Batcher[L, K, V]) nudge() {
 	}
 }
 
+// fitsLocked says whether there is room for more. What is more than half a limit is let in when half is free: it would wait for ever
+// otherwise.
+func (b *Batcher[L, K, V]) fitsLocked(more Room) bool {
+	used := b.mu.pending.plus(b.mu.reserved)
+	return (used.Ops <= b.cfg.PendingLimit/2 || used.Ops+more.Ops <= b.cfg.PendingLimit) &&
+		(used.Bytes <= b.cfg.PendingBytes/2 || used.Bytes+more.Bytes <= b.cfg.PendingBytes)
+}
+
 // openGateLocked lets writers go on when half of the room is free.
 func (b *Batcher[L, K, V]) openGateLocked() {
-	if b.mu.gate != nil && b.mu.pending+b.mu.reserved <= b.cfg.PendingLimit/2 {
+	half := Room{b.cfg.PendingLimit / 2, b.cfg.PendingBytes / 2}
+	if b.mu.gate != nil && half.holds(b.mu.pending.plus(b.mu.reserved)) {
 		close(b.mu.gate)
 		b.mu.gate = nil
 	}
@@ -365,7 +375,7 @@ func (b *Batcher[L, K, V]) durableLocked(l *Lane[L, K, V], p *part[K, V]) {
 	l.since = time.Now()
 	l.alone, l.attempts, l.notBefore, l.hurried = false, 0, time.Time{}, false
 	l.backoff.Reset()
-	b.mu.pending -= len(p.ops)
+	b.mu.pending = b.mu.pending.minus(p.room())
 	p.finish(nil)
 }
 

@@ -96,8 +96,8 @@ func start(t testing.TB, cfg batcher.Config, tb *table) *batcher.Batcher[string,
 
 func add(t testing.TB, l *testLane, ops ...testOp) batcher.Ticket {
 	t.Helper()
-	require.NoError(t, l.Reserve(ctx, len(ops)))
-	ticket, err := l.Add(len(ops), ops)
+	require.NoError(t, l.Reserve(ctx, batcher.Room{Ops: len(ops)}))
+	ticket, err := l.Add(batcher.Room{Ops: len(ops)}, ops)
 	require.NoError(t, err)
 	return ticket
 }
@@ -182,12 +182,12 @@ func TestP7WritersBlockAtTheLimitUntilHalfIsFree(t *testing.T) {
 		}
 		short, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		err := l.Reserve(short, 1)
+		err := l.Reserve(short, batcher.Room{Ops: 1})
 		require.ErrorIs(t, err, batcher.ErrBacklogFull)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 
 		admitted := make(chan error, 1)
-		go func() { admitted <- l.Reserve(ctx, 1) }()
+		go func() { admitted <- l.Reserve(ctx, batcher.Room{Ops: 1}) }()
 		synctest.Wait()
 		require.Equal(t, 1, b.Stats().Blocked)
 		tb.mu.Lock()
@@ -195,7 +195,7 @@ func TestP7WritersBlockAtTheLimitUntilHalfIsFree(t *testing.T) {
 		tb.mu.Unlock()
 		require.NoError(t, <-admitted)
 		require.LessOrEqual(t, l.Pending(), 2)
-		l.Unreserve(1)
+		l.Unreserve(batcher.Room{Ops: 1})
 		require.NoError(t, b.Close(ctx))
 		require.Len(t, tb.lane("a"), 4)
 	})
@@ -212,14 +212,14 @@ func TestP7AGroupLargerThanHalfTheLimitIsLetInWhenHalfIsFree(t *testing.T) {
 			add(t, l, put(string(rune('a'+i)), i))
 		}
 		admitted := make(chan error, 1)
-		go func() { admitted <- l.Reserve(ctx, 100) }()
+		go func() { admitted <- l.Reserve(ctx, batcher.Room{Ops: 100}) }()
 		synctest.Wait() // it sleeps, and does not spin
 		require.Empty(t, admitted)
 		tb.mu.Lock()
 		down = nil
 		tb.mu.Unlock()
 		require.NoError(t, <-admitted)
-		l.Unreserve(100)
+		l.Unreserve(batcher.Room{Ops: 100})
 		require.NoError(t, b.Close(ctx))
 	})
 }
@@ -251,7 +251,7 @@ func TestP10TheRefusedLaneStopsAndTheOthersPass(t *testing.T) {
 		require.Equal(t, map[string]int{"k": 1}, tb.lane("b"))
 		require.Empty(t, tb.lane("guilty"))
 		require.Equal(t, []any{"guilty"}, stopped)
-		require.ErrorIs(t, guilty.Reserve(ctx, 1), refused)
+		require.ErrorIs(t, guilty.Reserve(ctx, batcher.Room{Ops: 1}), refused)
 		require.ErrorIs(t, b.Flush(ctx), refused)
 		require.Equal(t, 1, b.Stats().Stopped)
 		var unsaved *batcher.UnsavedError
@@ -327,7 +327,7 @@ func TestP7CloseSaysWhatItCouldNotSave(t *testing.T) {
 		require.Equal(t, map[string]int{"a": 2}, unsaved.Pending)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.ErrorIs(t, ticket.Wait(ctx), batcher.ErrClosed)
-		require.ErrorIs(t, b.Lane("a").Reserve(ctx, 1), batcher.ErrClosed)
+		require.ErrorIs(t, b.Lane("a").Reserve(ctx, batcher.Room{Ops: 1}), batcher.ErrClosed)
 		require.Equal(t, err, b.Close(ctx))
 	})
 }
@@ -341,7 +341,7 @@ func TestStopHandsOutWhatIsPending(t *testing.T) {
 		gone := errors.New("gone")
 		require.Equal(t, []testOp{put("k", 1)}, l.Stop(gone))
 		require.ErrorIs(t, ticket.Wait(ctx), gone)
-		_, err := l.Add(0, []testOp{put("k", 2)})
+		_, err := l.Add(batcher.Room{}, []testOp{put("k", 2)})
 		require.ErrorIs(t, err, gone)
 		require.NotSame(t, l, b.Lane("a"))
 		require.NoError(t, b.Close(ctx))
@@ -408,7 +408,7 @@ func TestALaneThatTheFlushGivesUpIsNoFailure(t *testing.T) {
 		require.NoError(t, b.Flush(ctx), "who waits for it")
 		require.NoError(t, b.Flush(ctx), "and who comes later")
 		require.ErrorIs(t, ticket.Wait(ctx), deleted, "its own callers are told")
-		require.ErrorIs(t, gone.Reserve(ctx, 1), deleted)
+		require.ErrorIs(t, gone.Reserve(ctx, batcher.Room{Ops: 1}), deleted)
 		require.Equal(t, map[string]int{"k": 1}, tb.lane("b"))
 		require.Zero(t, b.Stats().Stopped)
 		require.Zero(t, b.Stats().Pending)
@@ -534,8 +534,8 @@ func TestP7CloseCountsWhatAllLivesOfALaneLost(t *testing.T) {
 		begin := func(n int) *batcher.Lane[*life, string, int] {
 			l := b.Lane(&life{"shop"})
 			for i := range n {
-				require.NoError(t, l.Reserve(ctx, 1))
-				_, err := l.Add(1, []testOp{put(string(rune('a'+i)), i)})
+				require.NoError(t, l.Reserve(ctx, batcher.Room{Ops: 1}))
+				_, err := l.Add(batcher.Room{Ops: 1}, []testOp{put(string(rune('a'+i)), i)})
 				require.NoError(t, err)
 			}
 			return l
@@ -588,8 +588,8 @@ func TestP11WhatALaneThatStoppedHeldIsLetGo(t *testing.T) {
 	held := func() weak.Pointer[[1000]byte] {
 		value := new([1000]byte)
 		l := b.Lane("a")
-		require.NoError(t, l.Reserve(ctx, 1))
-		_, err := l.Add(1, []batcher.Op[string, *[1000]byte]{{Key: "k", Value: value}})
+		require.NoError(t, l.Reserve(ctx, batcher.Room{Ops: 1}))
+		_, err := l.Add(batcher.Room{Ops: 1}, []batcher.Op[string, *[1000]byte]{{Key: "k", Value: value}})
 		require.NoError(t, err)
 		l.Fail(errors.New("gone"))
 		return weak.Make(value)
@@ -737,8 +737,8 @@ func TestP3WhatIsDurableIsAlwaysAPrefix(t *testing.T) {
 			apply(models[name], group)
 			prefixes[name] = append(prefixes[name], maps.Clone(models[name]))
 			l := b.Lane(name)
-			require.NoError(t, l.Reserve(ctx, len(group)))
-			_, err := l.Add(len(group), group)
+			require.NoError(t, l.Reserve(ctx, batcher.Room{Ops: len(group)}))
+			_, err := l.Add(batcher.Room{Ops: len(group)}, group)
 			require.NoError(t, err)
 			for _, name := range names {
 				durable := tb.lane(name)

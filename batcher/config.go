@@ -16,6 +16,7 @@ const (
 	DefaultSegmentSize    = 1000
 	DefaultBatchSize      = 5000
 	DefaultPendingLimit   = 200_000
+	DefaultPendingBytes   = 512 << 20
 	DefaultFlushers       = 2
 	DefaultInitialBackoff = 50 * time.Millisecond
 	DefaultMaxBackoff     = 5 * time.Second
@@ -29,6 +30,7 @@ type Config struct {
 	SegmentSize    int           // operations of a segment
 	BatchSize      int           // operations of a flush
 	PendingLimit   int           // operations in memory at which writers block, until half of it
+	PendingBytes   int64         // bytes of them (see [Op]) at which writers block likewise
 	Flushers       int           // flushes at the same time, each of other lanes
 	InitialBackoff time.Duration // first delay after a failure
 	MaxBackoff     time.Duration // longest delay after a failure
@@ -48,6 +50,7 @@ func (cfg Config) withDefaults() Config {
 	cfg.SegmentSize = cmp.Or(cfg.SegmentSize, DefaultSegmentSize)
 	cfg.BatchSize = cmp.Or(cfg.BatchSize, DefaultBatchSize)
 	cfg.PendingLimit = cmp.Or(cfg.PendingLimit, DefaultPendingLimit)
+	cfg.PendingBytes = cmp.Or(cfg.PendingBytes, DefaultPendingBytes)
 	cfg.Flushers = cmp.Or(cfg.Flushers, DefaultFlushers)
 	cfg.InitialBackoff = cmp.Or(cfg.InitialBackoff, DefaultInitialBackoff)
 	cfg.MaxBackoff = cmp.Or(cfg.MaxBackoff, DefaultMaxBackoff)
@@ -75,6 +78,7 @@ func (cfg Config) validate() error {
 	positive("SegmentSize", int64(cfg.SegmentSize))
 	positive("BatchSize", int64(cfg.BatchSize))
 	positive("PendingLimit", int64(cfg.PendingLimit))
+	positive("PendingBytes", cfg.PendingBytes)
 	positive("Flushers", int64(cfg.Flushers))
 	positive("InitialBackoff", int64(cfg.InitialBackoff))
 	if cfg.MaxRest < cfg.Interval {
@@ -95,6 +99,14 @@ var (
 	// ErrAgain is what a [FlushFunc] wraps in the result of a segment that is to be tried again later.
 	ErrAgain = errors.New("batcher: to be flushed again")
 )
+
+// RoomError is returned by [Lane.Add] for a group that was not added: reserve what it needs, and add it then.
+type RoomError struct{ Need Room }
+
+// Error implements error.
+func (e *RoomError) Error() string {
+	return fmt.Sprintf("batcher: no room for %d operations of %d bytes", e.Need.Ops, e.Need.Bytes)
+}
 
 // UnsavedError is what Close returns when not everything could be saved.
 type UnsavedError struct {

@@ -23,6 +23,13 @@
 // flush that nobody waited for, it rests three times what that flush took, at least Interval and
 // at most MaxRest, so that flushing does not eat the CPU it is meant to free, and hot keys coalesce.
 //
+// # The backlog
+//
+// Writers reserve room, in operations and in bytes, before they add a group. At either limit they block until half of both is free, so that they are not
+// woken one by one. Who learns only from the group itself how large it is reserves less: it is added if there is room for the rest, else its
+// writer reserves what it needs and comes again. A group larger than a limit is let in as if it were small once half is free, so the backlog never
+// holds more than the limit, or half of it and one group.
+//
 // # Invariants
 //
 //  1. The segments of a lane become durable whole, in order, never two at once. So

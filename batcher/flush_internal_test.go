@@ -22,8 +22,8 @@ func TestALaneThatStoppedSinceItWasPickedIsNotSent(t *testing.T) {
 		})
 		require.NoError(t, err)
 		for _, name := range []string{"stopped", "a"} {
-			require.NoError(t, b.Lane(name).Reserve(t.Context(), 1))
-			_, err = b.Lane(name).Add(1, []Op[string, int]{{Key: "k"}})
+			require.NoError(t, b.Lane(name).Reserve(t.Context(), Room{Ops: 1}))
+			_, err = b.Lane(name).Add(Room{Ops: 1}, []Op[string, int]{{Key: "k"}})
 			require.NoError(t, err)
 		}
 		synctest.Wait() // the flushers have seen that there is time

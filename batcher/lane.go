@@ -44,9 +44,9 @@ func (l *Lane[L, K, V]) OnDurable(f func(ops []Op[K, V])) {
 	l.onDurable = f
 }
 
-// Reserve makes room for n operations. It blocks while the batcher's backlog is full, until it is
+// Reserve makes room for a group, whose bytes need not be known yet. It blocks while the batcher's backlog is full, until it is
 // half empty or ctx ends: then the error matches [ErrBacklogFull] and the context's.
-func (l *Lane[L, K, V]) Reserve(ctx context.Context, n int) error {
+func (l *Lane[L, K, V]) Reserve(ctx context.Context, room Room) error {
 	b := l.b
 	for {
 		b.mu.Lock()
@@ -54,10 +54,8 @@ func (l *Lane[L, K, V]) Reserve(ctx context.Context, n int) error {
 			b.mu.Unlock()
 			return err
 		}
-		used := b.mu.pending + b.mu.reserved
-		// A group of more than half the limit is let in when half is free: it would wait for ever otherwise.
-		if b.mu.gate == nil && (used <= b.cfg.PendingLimit/2 || used+n <= b.cfg.PendingLimit) {
-			b.mu.reserved += n
+		if b.mu.gate == nil && b.fitsLocked(room) {
+			b.mu.reserved = b.mu.reserved.plus(room)
 			b.mu.Unlock()
 			return nil
 		}
@@ -85,19 +83,21 @@ func (l *Lane[L, K, V]) Reserve(ctx context.Context, n int) error {
 }
 
 // Unreserve gives back what was reserved and not used.
-func (l *Lane[L, K, V]) Unreserve(n int) {
+func (l *Lane[L, K, V]) Unreserve(room Room) {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
-	l.b.mu.reserved -= n
+	l.b.mu.reserved = l.b.mu.reserved.minus(room)
 	l.b.openGateLocked()
 }
 
-// Add appends a group. It uses up the reservation, never blocks, and fails only if the lane stopped or the batcher is closed.
-func (l *Lane[L, K, V]) Add(reserved int, ops []Op[K, V]) (Ticket, error) {
+// Add appends a group. It uses up the reservation and never blocks. It fails if the lane stopped or the batcher is closed, and with a
+// [*RoomError] if the group takes more than was reserved and there is no room for it.
+func (l *Lane[L, K, V]) Add(reserved Room, ops []Op[K, V]) (Ticket, error) {
+	need := roomOf(ops)
 	b := l.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.mu.reserved -= reserved
+	b.mu.reserved = b.mu.reserved.minus(reserved)
 	defer b.openGateLocked()
 	if err := l.refusalLocked(); err != nil {
 		return Ticket{}, err
@@ -105,15 +105,18 @@ func (l *Lane[L, K, V]) Add(reserved int, ops []Op[K, V]) (Ticket, error) {
 	if len(ops) == 0 {
 		return Ticket{}, nil
 	}
+	if !reserved.holds(need) && !b.fitsLocked(need) {
+		return Ticket{}, &RoomError{Need: need}
+	}
 	if len(l.queue) == 0 {
 		l.since = time.Now()
 		b.mu.active[l] = struct{}{}
 	}
 	p := l.tailLocked(len(ops))
-	before := len(p.ops)
+	before := p.room()
 	p.add(ops)
-	b.mu.pending += len(p.ops) - before
-	if before == 0 || len(p.ops) >= b.cfg.SegmentSize {
+	b.mu.pending = b.mu.pending.plus(p.room().minus(before))
+	if before.Ops == 0 || len(p.ops) >= b.cfg.SegmentSize {
 		b.nudge()
 	}
 	return l.ticket(p), nil
@@ -276,10 +279,10 @@ func (l *Lane[L, K, V]) endLocked(err error) (pending []Op[K, V]) {
 	}
 	for _, p := range l.queue {
 		pending = append(pending, p.ops...)
+		l.b.mu.pending = l.b.mu.pending.minus(p.room())
 		p.finish(err)
 	}
 	l.queue, l.wanted = nil, 0
-	l.b.mu.pending -= len(pending)
 	delete(l.b.mu.active, l)
 	if l.b.mu.lanes[l.name] == l {
 		delete(l.b.mu.lanes, l.name)

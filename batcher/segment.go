@@ -19,7 +19,28 @@ type Op[K comparable, V any] struct {
 	Kind  OpKind
 	Key   K
 	Value V
+	Size  int // bytes that it counts for while it is pending
 }
+
+// Room is what operations take up in the backlog.
+type Room struct {
+	Ops   int
+	Bytes int64 // the sum of their sizes
+}
+
+func roomOf[K comparable, V any](ops []Op[K, V]) Room {
+	r := Room{Ops: len(ops)}
+	for _, o := range ops {
+		r.Bytes += int64(o.Size)
+	}
+	return r
+}
+
+func (r Room) plus(o Room) Room  { return Room{r.Ops + o.Ops, r.Bytes + o.Bytes} }
+func (r Room) minus(o Room) Room { return Room{r.Ops - o.Ops, r.Bytes - o.Bytes} }
+
+// holds says whether o fits in r.
+func (r Room) holds(o Room) bool { return o.Ops <= r.Ops && o.Bytes <= r.Bytes }
 
 // Segment is what one flush makes durable for one lane, atomically. Each key occurs once.
 type Segment[L any, K comparable, V any] struct {
@@ -30,6 +51,7 @@ type Segment[L any, K comparable, V any] struct {
 // part is a segment in the queue of its lane, guarded by the batcher's lock until it is sealed.
 type part[K comparable, V any] struct {
 	ops    []Op[K, V]
+	bytes  int64 // of all ops
 	index  map[K]int
 	sealed bool
 	wanted bool // somebody waits for it
@@ -48,6 +70,7 @@ func (p *part[K, V]) add(ops []Op[K, V]) {
 		if !ok {
 			p.index[o.Key] = len(p.ops)
 			p.ops = append(p.ops, o)
+			p.bytes += int64(o.Size)
 			continue
 		}
 		if o.Kind == PutIfAbsent {
@@ -56,9 +79,12 @@ func (p *part[K, V]) add(ops []Op[K, V]) {
 			}
 			o.Kind = Put
 		}
+		p.bytes += int64(o.Size - p.ops[i].Size)
 		p.ops[i] = o
 	}
 }
+
+func (p *part[K, V]) room() Room { return Room{len(p.ops), p.bytes} }
 
 func (p *part[K, V]) finish(err error) {
 	p.err = err

@@ -23,6 +23,7 @@ const (
 	DefaultBatchSize     = 5000
 	DefaultMemoryBudget  = 1 << 30
 	DefaultPendingLimit  = 200_000
+	DefaultPendingBytes  = 512 << 20
 	DefaultOutageWait    = 3 * time.Second
 	DefaultFlushTimeout  = 30 * time.Second
 	DefaultNewChainWait  = 2 * time.Second
@@ -110,6 +111,10 @@ type Config struct {
 	// PendingLimit is how many unflushed keys may wait in memory, over all instances; writers then block until half
 	// of them are flushed or their context ends. As many LID pairs may wait besides. Defaults to [DefaultPendingLimit].
 	PendingLimit int
+	// PendingBytes is how many bytes unflushed keys may occupy, over all instances, older values of a key that are still on their way included;
+	// writers then block as with PendingLimit. One call that stores more than that waits until half is free. The newest value of a key counts
+	// for MemoryBudget, too. Defaults to [DefaultPendingBytes], which is PendingLimit keys of the usual size.
+	PendingBytes int64
 	// MemoryBudget bounds the bytes of cached keys over all instances; unflushed ones may exceed it.
 	// Of the LID map, one answer is kept per KB of it, which is about a tenth more. Defaults to [DefaultMemoryBudget]; -1 means no bound.
 	MemoryBudget int64
@@ -178,6 +183,7 @@ func (cfg Config) withDefaults() Config {
 	cfg.FlushTimeout = cmp.Or(cfg.FlushTimeout, DefaultFlushTimeout)
 	cfg.BatchSize = cmp.Or(cfg.BatchSize, DefaultBatchSize)
 	cfg.PendingLimit = cmp.Or(cfg.PendingLimit, DefaultPendingLimit)
+	cfg.PendingBytes = cmp.Or(cfg.PendingBytes, DefaultPendingBytes)
 	cfg.MemoryBudget = cmp.Or(cfg.MemoryBudget, DefaultMemoryBudget)
 	cfg.OutageWait = cmp.Or(cfg.OutageWait, DefaultOutageWait)
 	cfg.NewChains = cmp.Or(cfg.NewChains, Durable)
@@ -212,6 +218,7 @@ func (cfg Config) validate() error {
 	fault(cfg.FlushTimeout < 0, "FlushTimeout is %v, must be positive", cfg.FlushTimeout)
 	fault(cfg.BatchSize < 0, "BatchSize is %d, must be positive", cfg.BatchSize)
 	fault(cfg.PendingLimit < 0, "PendingLimit is %d, must be positive", cfg.PendingLimit)
+	fault(cfg.PendingBytes < 0, "PendingBytes is %d, must be positive", cfg.PendingBytes)
 	fault(cfg.MemoryBudget < -1, "MemoryBudget is %d, must be positive or -1", cfg.MemoryBudget)
 	fault(cfg.OutageWait < 0, "OutageWait is %v, must be positive", cfg.OutageWait)
 	fault(cfg.Sends < Reserved || cfg.Sends > WriteBehind, "Sends is %d, must be Reserved, Durable or WriteBehind", cfg.Sends)

@@ -148,6 +148,7 @@ func (c *Container) start(ctx context.Context) error {
 		SegmentSize:  c.segmentSize(),
 		BatchSize:    c.cfg.BatchSize,
 		PendingLimit: c.cfg.PendingLimit,
+		PendingBytes: c.cfg.PendingBytes,
 		Permanent:    permanent,
 		OnRetry: func(err error, attempt int, delay time.Duration) {
 			c.cfg.Logger.Warn("pgstore: flush failed, will be tried again", "attempt", attempt, "delay", delay, "error", err)

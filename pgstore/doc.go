@@ -41,7 +41,7 @@
 //
 // # When the database is away
 //
-// Encrypting and decrypting go on from memory, writes wait in memory up to [Config].PendingLimit, and then
+// Encrypting and decrypting go on from memory, writes wait in memory up to [Config].PendingLimit and [Config].PendingBytes, and then
 // writers block until their context ends. Reads of what is not held in memory (message secrets, outgoing events, app-state MACs,
 // old buffered events) wait until their context ends. Nothing is dropped, and nothing absent is made up.
 //

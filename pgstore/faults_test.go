@@ -177,6 +177,50 @@ func TestP7WritersBlockAtTheLimitAndGoOnWhenTheDatabaseIsBack(t *testing.T) {
 	require.Equal(t, 11, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'identity'`))
 }
 
+// Few keys may be many bytes, and so may one key that is written over and over while its flush is under way.
+func TestP7WritersBlockAtTheLimitOfBytes(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	network := pgtest.NewProxy(t, dsn)
+	const limit = 1 << 20
+	c := reopen(t, network.DSN, behind, func(cfg *pgstore.Config) { cfg.PendingBytes = limit })
+	d := pair(t, c.NewDevice())
+	require.NoError(t, c.Flush(ctx))
+	network.Down()
+	put := func(ctx context.Context, who, size int) error {
+		_, _, err := d.Contacts.PutPushName(ctx, types.NewJID(fmt.Sprint(who), types.DefaultUserServer), strings.Repeat("n", size))
+		return err
+	}
+	name := func(who int) string {
+		contact, err := d.Contacts.GetContact(ctx, types.NewJID(fmt.Sprint(who), types.DefaultUserServer))
+		require.NoError(t, err)
+		return contact.PushName
+	}
+	for i := range 3 {
+		require.NoError(t, put(ctx, i, limit/4))
+	}
+	stats := c.Stats().Batcher
+	require.Equal(t, 3, stats.Pending)
+	require.Greater(t, stats.PendingBytes, int64(3*limit/4))
+	require.Less(t, stats.PendingBytes, int64(limit))
+	err := put(within(t, 100*time.Millisecond), 0, limit/4+1) // the old name is on its way
+	require.ErrorIs(t, err, pgstore.ErrUnavailable)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.Len(t, name(0), limit/4, "nothing was written")
+	blocked := make(chan error, 2)
+	for i := range cap(blocked) {
+		go func() { blocked <- put(ctx, 3+i, 3*limit) }() // more than there ever is
+	}
+	require.Eventually(t, func() bool { return c.Stats().Batcher.Blocked == 2 }, 10*time.Second, time.Millisecond)
+	network.Up()
+	for range cap(blocked) {
+		require.NoError(t, <-blocked)
+	}
+	require.NoError(t, c.Flush(ctx))
+	require.Zero(t, c.Stats().Batcher.PendingBytes)
+	require.Equal(t, 5, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'contact' AND length(data->>'push_name') >= $1`, limit/4))
+}
+
 func TestP7CloseSaysHowManyWritesOfWhichInstanceAreLost(t *testing.T) {
 	t.Parallel()
 	network := pgtest.NewProxy(t, pgtest.Open(t))

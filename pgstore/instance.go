@@ -232,37 +232,43 @@ func (in *instance) writeThen(ctx context.Context, keys int, fn func(*view) erro
 	return in.wait(ctx, wait(), ticket)
 }
 
-// needRoomError says how much room a group needs in the backlog.
-type needRoomError int
+// opOverhead is what an operation occupies in the backlog beside its key's id and its value.
+const opOverhead = 200
 
-func (needRoomError) Error() string { return "pgstore: reservation too small" }
+func newOp(w cache.Write[value]) op {
+	size := opOverhead + len(w.Key.ID)
+	if w.Op != cache.Delete {
+		size += w.Value.size()
+	}
+	return op{Kind: opKinds[w.Op], Key: w.Key, Value: w, Size: size}
+}
 
 // commit makes the writes of fn one group: visible and queued at the same moment.
 //
 //  1. Reserve room in the backlog; this is where a writer blocks when too much is pending.
 //  2. Under the instance's lock: run fn, queue its writes, make them visible.
-//  3. If fn wrote more than was reserved, nothing happened: reserve that much and begin again.
+//  3. If fn wrote more than was reserved, of which the bytes are known only now, and there is no room for it, nothing happened: reserve that much
+//     and begin again.
 //
 // It also says whether a key is among them of a type that the user asked to be synchronous.
-func (in *instance) commit(ctx context.Context, room int, fn func(*view) error) (ticket batcher.Ticket, synchronous bool, err error) {
+func (in *instance) commit(ctx context.Context, keys int, fn func(*view) error) (ticket batcher.Ticket, synchronous bool, err error) {
+	room := batcher.Room{Ops: keys}
 	for {
 		if err = in.lane.Reserve(ctx, room); err != nil {
 			return ticket, false, in.translate(err)
 		}
 		added := false
 		err = in.keys.Update(ctx, nil, func(writes []cache.Write[value]) error {
-			if len(writes) > room {
-				return needRoomError(len(writes))
-			}
 			ops := make([]op, len(writes))
 			for i, w := range writes {
-				ops[i] = op{Kind: opKinds[w.Op], Key: w.Key, Value: w}
+				ops[i] = newOp(w)
 				synchronous = synchronous || in.c.synchronous[w.Key.Type]
 			}
-			in.noteDeletions(writes)
 			var err error
 			added = true // Add releases the reservation even when it fails
-			ticket, err = in.lane.Add(room, ops)
+			if ticket, err = in.lane.Add(room, ops); err == nil {
+				in.noteDeletions(writes)
+			}
 			return err
 		}, fn)
 		if !added {
@@ -271,9 +277,9 @@ func (in *instance) commit(ctx context.Context, room int, fn func(*view) error) 
 				ticket, err = in.lane.Last()
 			}
 		}
-		var need needRoomError
-		if errors.As(err, &need) {
-			room = int(need)
+		var tooLarge *batcher.RoomError
+		if errors.As(err, &tooLarge) {
+			room = tooLarge.Need
 			continue
 		}
 		return ticket, synchronous, in.translate(err)
@@ -285,13 +291,12 @@ var opKinds = [...]batcher.OpKind{cache.Put: batcher.Put, cache.PutIfAbsent: bat
 // translate gives the batcher's errors their public names. A context that ended while the database was waited for is
 // [ErrUnavailable], whatever its cause, so that the client does not acknowledge.
 func (in *instance) translate(err error) error {
-	var need needRoomError
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, batcher.ErrClosed):
 		return ErrClosed
-	case errors.As(err, &need), in.lane.Err() != nil:
+	case in.lane.Err() != nil:
 		return err
 	case errors.Is(err, batcher.ErrBacklogFull):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)

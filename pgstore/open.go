@@ -389,7 +389,7 @@ func (in *instance) moved() error {
 		return err
 	}
 	nothing := op{Kind: batcher.Delete, Key: newKey(typeCreds, "nothing")}
-	ticket, err := in.lane.Add(0, []op{nothing})
+	ticket, err := in.lane.Add(batcher.Room{}, []op{nothing})
 	if err != nil {
 		return in.translate(err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/wataki/whatsmeow-pgstore/batcher"
 	"github.com/wataki/whatsmeow-pgstore/cache"
 )
 
@@ -192,7 +193,7 @@ func (in *instance) rewrite(others []cache.Key, then func(), decide func(cache.K
 			for i, w := range piece {
 				ops[i] = op{Kind: opKinds[w.Op], Key: w.Key, Value: w}
 			}
-			if _, err := in.lane.Add(0, ops); err != nil {
+			if _, err := in.lane.Add(batcher.Room{}, ops); err != nil {
 				return in.translate(err)
 			}
 		}
