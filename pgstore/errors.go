@@ -46,9 +46,10 @@ var (
 	// ErrMessageKeyUsed is returned by PutSession, PutManySessions and PutSenderKey when the message key of a send was used by
 	// another send that had read the same record; also when it held the record over so many steps of the ratchet that its recipient could not
 	// read the message, and when two make our sender key of a group at once. Nothing is stored, and the ciphertext does not
-	// leave: SendMessage returns the error, and its caller sends again. A message to our own phone returns it. A retry answer is
-	// dropped with a log line; since the error matches context.Canceled, a client with SynchronousAck does not acknowledge the retry
-	// receipt, so that it comes again. A decrypt never gets it.
+	// leave: SendMessage returns the error, and its caller sends again. SendPeerMessage, to our own phone, returns no more than its text,
+	// since the client does not wrap it. A retry answer is dropped with a log line; since the error matches context.Canceled, a client
+	// with SynchronousAck does not acknowledge the retry receipt, so that it comes again with the next connection; without, the receipt is
+	// acknowledged, and whoever cannot read the message asks once more. A decrypt never gets it.
 	ErrMessageKeyUsed error = &refusal{"pgstore: message key was used by another message, send again"}
 
 	// ErrDeviceDeleted is whatsmeow's own error for the stores of a deleted device.

@@ -333,6 +333,11 @@ func TestP4SendingAndReceivingAtOnceUsesNoMessageKeyTwice(t *testing.T) {
 	}{
 		{"one sender", behind, signaltest.NewPeer, raceConfig{peers: 2, senders: 1}, 1},
 		{"retry answers", behind, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1}, 1},
+		{"one session, two senders in turn", behind, signaltest.NewPeer, raceConfig{peers: 1, senders: 2}, 1},
+		{"one session, two senders at once", behind, signaltest.NewPeer, raceConfig{peers: 1, answerers: 2}, 1},
+		{"one session, a sender and retry answers", behind, signaltest.NewPeer, raceConfig{peers: 1, senders: 1, answerers: 1}, 1},
+		{"one session, no event buffer", behind, signaltest.NewUnbufferedPeer, raceConfig{peers: 1, senders: 1, answerers: 1}, 4},
+		{"one session, durable sends", func(cfg *pgstore.Config) { cfg.Sends = pgstore.Durable }, signaltest.NewPeer, raceConfig{peers: 1, senders: 1, answerers: 1}, 4},
 		{"everything, 2 peers", behind, signaltest.NewPeer, raceConfig{peers: 2, senders: 2, answerers: 2, groups: true, first: true}, 1},
 		{"everything, 50 peers", behind, signaltest.NewPeer, raceConfig{peers: 50, senders: 2, answerers: 2, groups: true, first: true}, 1},
 		{"LIDs become known", behind, signaltest.NewPeer, raceConfig{peers: 100, senders: 2, answerers: 2, groups: true, migrates: true}, 1},

@@ -308,6 +308,35 @@ func TestContactAsksAgain(t *testing.T) {
 	b.requireClean(t)
 }
 
+func TestADeviceAsksForAMessageThatItHas(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	b := setup(t)
+	friend := b.server.NewContact(waserver.ContactConfig{Devices: 2})
+	group := b.server.NewGroup(waserver.GroupConfig{}, b.account.Contact, friend)
+	for _, d := range friend.Devices() { // so that nothing is a first message
+		_, err := d.Send(b.account.LID(), waserver.Conversation("hello"))
+		require.NoError(t, err)
+	}
+	require.NoError(t, b.server.WaitIdle(ctx))
+	b.tell(ctx, t, friend, "direct")
+	b.client.say(ctx, t, group.JID(), "to all")
+	b.tell(ctx, t, friend, "copied")
+	for text, who := range map[string]*waserver.Contact{"direct": friend, "to all": friend, "copied": b.account.Contact} {
+		first, err := who.WaitReceived(ctx, waserver.Text(text))
+		require.NoError(t, err)
+		require.NoError(t, who.AskAgain(first))
+		again, err := who.WaitReceived(ctx, func(r waserver.Received) bool { return r.Text == text && r.Retry == 1 })
+		require.NoError(t, err)
+		require.Equal(t, []any{first.ID, first.Device, first.Chat}, []any{again.ID, again.Device, again.Chat})
+		require.Equal(t, "msg", again.Type, "on the session that there was")
+	}
+	require.Error(t, friend.AskAgain(waserver.Received{Device: b.device.LID()}))
+	require.NoError(t, b.server.WaitIdle(ctx))
+	require.Equal(t, 3, b.server.Stats().RetryAnswers)
+	b.requireClean(t)
+}
+
 func TestMessagesToAndFromOurOwnPhone(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)

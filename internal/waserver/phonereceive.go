@@ -207,6 +207,31 @@ func (p *phone) failed(base Received, node *waBinary.Node, err error) {
 	s.handleReceipt(p.device, nil, &receipt)
 }
 
+// AskAgain lets the device that got a message ask for it once more, without keys for a new session, as a client does at first. The answer
+// is encrypted on the session that there is.
+func (u *Contact) AskAgain(message Received) error {
+	d := u.server.find(message.Device)
+	if d == nil || d.phone == nil {
+		return errors.New("waserver: no simulated device got this message")
+	}
+	receipt := waBinary.Node{
+		Tag:   "receipt",
+		Attrs: waBinary.Attrs{"id": message.ID, "to": message.Sender, "type": string(types.ReceiptTypeRetry)},
+		Content: []waBinary.Node{
+			{Tag: "retry", Attrs: waBinary.Attrs{"count": 1, "id": message.ID, "t": message.Time.Unix(), "v": 1}},
+			{Tag: "registration", Content: bytes32(d.phone.sim.RegistrationID())},
+		},
+	}
+	switch {
+	case message.Chat.Server == types.GroupServer:
+		receipt.Attrs["to"], receipt.Attrs["participant"] = message.Chat, message.Sender
+	case message.FromMe:
+		receipt.Attrs["recipient"] = message.Chat
+	}
+	u.server.handleReceipt(d, nil, &receipt)
+	return nil
+}
+
 // keysNode is a bundle as it travels in a retry receipt.
 func (p *phone) keysNode() (waBinary.Node, error) {
 	b := p.sim.Bundle()
