@@ -191,7 +191,7 @@ func (in *instance) rewrite(others []cache.Key, then func(), decide func(cache.K
 		for piece := range slices.Chunk(writes, in.c.segmentSize()) {
 			ops := make([]op, len(piece))
 			for i, w := range piece {
-				ops[i] = op{Kind: opKinds[w.Op], Key: w.Key, Value: w}
+				ops[i] = newOp(w)
 			}
 			if _, err := in.lane.Add(batcher.Room{}, ops); err != nil {
 				return in.translate(err)
