@@ -54,6 +54,7 @@ type Stats struct {
 	Flushed      int64 // operations
 	Retries      int64
 	LastFlush    time.Duration
+	Oldest       time.Duration // how long the oldest of the pending operations has been waiting, counted anew with each flush of its lane
 }
 
 // New starts a batcher. Close ends it.
@@ -137,6 +138,9 @@ func (b *Batcher[L, K, V]) Stats() Stats {
 		if !lost.over {
 			s.Stopped++
 		}
+	}
+	for l := range b.mu.active {
+		s.Oldest = max(s.Oldest, time.Since(l.since))
 	}
 	return s
 }

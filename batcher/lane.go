@@ -3,6 +3,7 @@ package batcher
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -26,7 +27,9 @@ type Lane[L comparable, K comparable, V any] struct {
 	backoff   *backoff.ExponentialBackOff
 	attempts  int
 	onDurable func([]Op[K, V])
+	refusal   error // why nothing more is accepted, nil if it is
 
+	kept    []Op[K, V]             // what was pending when it failed, without values
 	stopped atomic.Pointer[ending] // how the lane stopped; written under b.mu, read without, since every read of a store asks
 }
 
@@ -158,7 +161,23 @@ func (l *Lane[L, K, V]) refusalLocked() error {
 	if l.b.mu.closed {
 		return ErrClosed
 	}
-	return nil
+	return l.refusal
+}
+
+// Drain accepts nothing more, which refusal says, and waits until all that was added is durable. The error is the context's, or the lane's if it
+// stopped. The lane goes on saving what it has, however often Drain is called.
+func (l *Lane[L, K, V]) Drain(ctx context.Context, refusal error) error {
+	l.b.mu.Lock()
+	l.refusal = refusal
+	l.b.mu.Unlock()
+	return l.Barrier(ctx)
+}
+
+// Unsaved lists what was pending when the lane failed, in order and without values.
+func (l *Lane[L, K, V]) Unsaved() []Op[K, V] {
+	l.b.mu.Lock()
+	defer l.b.mu.Unlock()
+	return slices.Clone(l.kept)
 }
 
 // Barrier waits until everything that was added before is durable.
@@ -248,7 +267,11 @@ func (l *Lane[L, K, V]) failLocked(err error) {
 	if l.Err() != nil {
 		return
 	}
-	unsaved := len(l.endLocked(err))
+	pending := l.endLocked(err)
+	unsaved := len(pending)
+	for _, o := range pending {
+		l.kept = append(l.kept, Op[K, V]{Kind: o.Kind, Key: o.Key})
+	}
 	lost := l.b.mu.lost[l.text()]
 	if lost == nil {
 		lost = new(loss)

@@ -148,9 +148,23 @@ type Config struct {
 	OnNewSystem Return
 	// Takes says when an instance may be taken from the process that has it. Defaults to [Forced].
 	Takes Takes
-	// Lease is how long an instance is its owner's after the last sign of life, with Takes RespectLease; one is given three times as often. At least a
-	// second; defaults to [DefaultLease].
+	// Lease is how long a process counts as living after its last sign of life; one is given three times as often. Until then its instances are not
+	// claimed, nor taken with Takes RespectLease. A database that is away stops no owner: he goes on from memory, and while it is away
+	// nobody can take over. At least a second; defaults to [DefaultLease].
 	Lease time.Duration
+	// TakeWait is how long taking an instance waits for a living owner to let go of it, before it is taken by force: for the process that a rolling deploy
+	// replaces. Zero means not at all.
+	TakeWait time.Duration
+	// Address is where this process is reached by others, in whatever form they understand: it is shown in the view owners. UTF-8 without NUL.
+	Address string
+	// Realm is the name of the installation, which the first process writes into the database. A copy of the database carries it along, so that
+	// a staging process pointed at a copy of production, or the reverse, is refused with [ErrRealm]. UTF-8 without NUL; empty is a name, too.
+	Realm string
+	// MaxInstances bounds how many instances Claim lets this process have. Zero means no bound.
+	MaxInstances int
+	// OnStop is called, in a goroutine of its own, when an instance has stopped by itself: it was lost to another process, or the database refuses its
+	// writes. Disconnect its client then.
+	OnStop func(Stop)
 	// Witness remembers outside of the database how far it has got, so that one that was put back whole (a snapshot of a volume or of a
 	// virtual machine) is noticed when an instance is taken. Nil means none.
 	Witness Witness
@@ -230,6 +244,10 @@ func (cfg Config) validate() error {
 	fault(cfg.OnNewSystem != Heal && cfg.OnNewSystem != Trust, "OnNewSystem is %d, must be Heal or Trust", cfg.OnNewSystem)
 	fault(cfg.Takes != Forced && cfg.Takes != RespectLease, "Takes is %d, must be Forced or RespectLease", cfg.Takes)
 	fault(cfg.Lease < time.Second, "Lease is %v, must be at least a second", cfg.Lease)
+	fault(cfg.TakeWait < 0, "TakeWait is %v, must be positive", cfg.TakeWait)
+	fault(!text(cfg.Address).storable(), "Address must be UTF-8 without NUL")
+	fault(!text(cfg.Realm).storable(), "Realm must be UTF-8 without NUL")
+	fault(cfg.MaxInstances < 0, "MaxInstances is %d, must be positive", cfg.MaxInstances)
 	fault(cfg.HealRate < 0 && cfg.HealRate != -1, "HealRate is %v, must be positive or -1", cfg.HealRate)
 	for _, name := range cfg.SynchronousTypes {
 		_, known := typesByName[name]

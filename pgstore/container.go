@@ -58,6 +58,8 @@ type Container struct {
 	process     string // a UUID, under which the database knows this container
 	lease       lease
 	bundles     *rate.Limiter
+	claims      atomic.Bool // it takes its share of instances
+	watchers    watchers
 	hasty       atomic.Bool    // sends do not wait for new chains, see waitForNewChain
 	ignoreMarks bool           // for tests alone, see markOf
 	tasks       sync.WaitGroup // background work, ended by stopTasks
@@ -120,16 +122,17 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 }
 
 func (c *Container) start(ctx context.Context) error {
+	if _, err := c.agreed(ctx); err != nil { // before anything is changed
+		return err
+	}
 	if err := c.Upgrade(ctx); err != nil {
 		return err
 	}
 	if err := c.agree(ctx); err != nil {
 		return err
 	}
-	if c.cfg.Takes == RespectLease {
-		if err := c.retry(ctx, attemptTimeout, c.renewLease); err != nil {
-			return fmt.Errorf("pgstore: asking for a lease: %w", err)
-		}
+	if err := c.retry(ctx, attemptTimeout, c.renewLease); err != nil {
+		return fmt.Errorf("pgstore: asking for a lease: %w", err)
 	}
 	c.cache = cache.New(cache.Config[value]{
 		Residency: func(t cache.Type) cache.Residency { return keyTypes[t].residency },
@@ -156,16 +159,14 @@ func (c *Container) start(ctx context.Context) error {
 		OnStop: func(stopped any, err error) {
 			c.cfg.Logger.Error("pgstore: instance stopped", "instance", stopped, "error", err)
 			if in, ok := stopped.(*instance); ok {
-				go c.forget(in) // its memory; what is unsaved stays with the batcher, whose lock is held here
+				go c.stopped(in, err) // the batcher's lock is held here
 			}
 		},
 	}, c.flush)
 	if err != nil {
 		return err
 	}
-	if c.cfg.Takes == RespectLease {
-		c.background(c.keepLease)
-	}
+	c.background(c.keepLease)
 	if c.cfg.Witness != nil {
 		c.background(c.keepWitness)
 	}
@@ -246,6 +247,7 @@ func (c *Container) shutdown(ctx context.Context) error {
 	c.ended.Store(true)
 	c.mu.Unlock()
 	instances := c.taken()
+	c.leave(ctx)
 	c.stopTasks()
 	c.tasks.Wait()
 	for _, in := range instances {

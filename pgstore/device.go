@@ -492,11 +492,11 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 	err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, c.sql(`WITH i AS (
-					INSERT INTO {schema}.instances (id, jid, lid, epoch, owner, timeline, system)
-					SELECT $1, $2, $3, nextval('{schema}.epochs'), $4, db.timeline, db.system FROM `+database+`
+					INSERT INTO {schema}.instances (id, jid, lid, epoch, owner, process, timeline, system)
+					SELECT $1, $2, $3, nextval('{schema}.epochs'), $4, $6, db.timeline, db.system FROM `+database+`
 					RETURNING id)
 				INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq) SELECT id, 'creds', 'device', $5::jsonb, 0 FROM i`),
-				pgx.QueryExecModeExec, id, keyID(d.ID.String()), keyID(d.LID.String()), c.cfg.Owner, data)
+				pgx.QueryExecModeExec, id, keyID(d.ID.String()), keyID(d.LID.String()), c.cfg.Owner, data, c.process)
 			if err != nil {
 				return err
 			}

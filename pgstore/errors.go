@@ -31,6 +31,8 @@ var (
 	// than what this process saved, as after a failover that lost writes, if that is found out while the container is being closed. It
 	// matches context.Canceled.
 	ErrDatabaseRewound error = &refusal{"pgstore: database lost writes that were durable"}
+	// ErrReleased is returned by the stores of an instance that this process has let go of with Release. It matches context.Canceled.
+	ErrReleased error = &refusal{"pgstore: instance was released"}
 	// ErrLeased says, with Takes [RespectLease], that the owner's lease held until the context ended. It matches context.Canceled.
 	ErrLeased error = &refusal{"pgstore: instance is leased to another process"}
 	// ErrRefused is returned by the stores of an instance that stopped because the database refuses
@@ -65,6 +67,8 @@ var (
 	ErrSchemaTooNew = errors.New("pgstore: database schema is too new for this version of the library")
 	// ErrSchemaMissing is returned by New when the schema is not up to date and migrating is switched off.
 	ErrSchemaMissing = errors.New("pgstore: database schema is not up to date")
+	// ErrRealm is returned by New when the database belongs to another installation than the configuration says.
+	ErrRealm = errors.New("pgstore: wrong realm")
 	// ErrUnsupported is returned by store methods that this version of the library does not know.
 	ErrUnsupported = errors.New("pgstore: not supported by this version of pgstore")
 	// ErrPreKeysExhausted is returned when all 2^24-2 pre-key ids are in use.

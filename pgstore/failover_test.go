@@ -85,6 +85,7 @@ func TestP6AFailoverThatLostNothingStopsNobody(t *testing.T) {
 	var logged lockedBuffer
 	c := reopen(t, "", behind, func(cfg *pgstore.Config) {
 		cfg.Pool, cfg.Logger, cfg.OnTimelineChange = pool, textLogger(&logged), pgstore.Trust
+		cfg.Lease = time.Hour // its renewals would be counted
 	})
 	devices := make([]*store.Device, 200)
 	for i := range devices {

@@ -253,7 +253,7 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 			continue
 		case trusted && r.epoch == at.epoch && r.seq == at.seq:
 			in.follow(now)
-		case c.closed(): // who is letting go does not come back
+		case c.closed(), in.releasing.Load(): // who is letting go does not come back
 			ended[in] = ErrDatabaseRewound
 			continue
 		default:
@@ -337,7 +337,7 @@ func aboutData(err error) bool {
 
 // unavailable says whether a read may succeed when it is repeated.
 func unavailable(err error) bool {
-	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrDeviceConflict) || errors.Is(err, ErrClosed) || errors.Is(err, ErrOwnershipLost) || errors.Is(err, errMoved) {
+	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrDeviceConflict) || errors.Is(err, ErrClosed) || errors.Is(err, ErrOwnershipLost) || errors.Is(err, errMoved) || errors.Is(err, ErrLeased) {
 		return false
 	}
 	var pgErr *pgconn.PgError

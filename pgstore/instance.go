@@ -30,6 +30,7 @@ type instance struct {
 	stepThrough, abandonThrough atomic.Int64 // see markOf
 	era                         atomic.Int64 // how often all sending chains in memory were given up
 	lapses                      int          // of the lease, when the instance was taken
+	releasing                   atomic.Bool
 
 	preKeys    sync.Mutex  // held while pre-keys are made
 	unbuffered atomic.Bool // the warning of warnUnbuffered was given
@@ -63,6 +64,9 @@ func (in *instance) failure() error {
 	if in.c.closed() {
 		return ErrClosed
 	}
+	if in.releasing.Load() {
+		return ErrReleased
+	}
 	return nil
 }
 
@@ -75,7 +79,7 @@ func (in *instance) stop(err error) { in.lane.Stop(err) }
 func (in *instance) lose(err error) {
 	in.c.cfg.Logger.Error("pgstore: instance stopped", "instance", in.id, "pending", in.lane.Pending(), "error", err)
 	in.lane.Fail(err)
-	in.c.forget(in)
+	in.c.stopped(in, err)
 }
 
 // patience says what a write waits for.

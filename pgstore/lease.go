@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/wataki/whatsmeow-pgstore/batcher"
 )
 
-// lease is a process's right to the instances that it has taken, with [Config].Takes RespectLease.
+// lease is a process's right to the instances that it has taken. With [Config].Takes RespectLease nobody takes them before it expires; in any case
+// it says which instances nobody has any more (Claim).
 //
 // The process renews it in the database, three times before it expires. It has lapsed when it was not renewed in time by the clock of either: by
 // the process's own, which runs from before it asked and does not jump; or by the database's, which goes on while the
@@ -42,19 +46,26 @@ func (l *lease) renewed(sent time.Time, length time.Duration, live bool) {
 	l.until = sent.Add(length)
 }
 
-// renewStatement renews a lease, and says whether it had not expired.
+// renewStatement is a process's sign of life: it renews the lease, says whether it had not expired, and tells what operators want to see.
 const renewStatement = `
 WITH old AS (SELECT expires > clock_timestamp() AS live FROM {schema}.processes WHERE id = $1)
-INSERT INTO {schema}.processes AS p (id, owner, expires) VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3))
-ON CONFLICT (id) DO UPDATE SET heartbeat = clock_timestamp(), expires = excluded.expires
+INSERT INTO {schema}.processes AS p (id, owner, expires, address, claims, pending, pending_for)
+VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3), $4, $5, $6, make_interval(secs => $7))
+ON CONFLICT (id) DO UPDATE SET heartbeat = clock_timestamp(), expires = excluded.expires,
+    claims = excluded.claims, pending = excluded.pending, pending_for = excluded.pending_for
 RETURNING coalesce((SELECT live FROM old), false)`
 
 func (c *Container) renewLease(ctx context.Context) error {
+	var stats batcher.Stats
+	if c.writes != nil {
+		stats = c.writes.Stats()
+	}
 	var live bool
 	sent := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Lease)
 	defer cancel()
-	err := c.pool.QueryRow(ctx, c.sql(renewStatement), pgx.QueryExecModeExec, c.process, c.cfg.Owner, c.cfg.Lease.Seconds()).Scan(&live)
+	err := c.pool.QueryRow(ctx, c.sql(renewStatement), pgx.QueryExecModeExec, c.process, c.cfg.Owner, c.cfg.Lease.Seconds(),
+		c.cfg.Address, c.claims.Load(), stats.Pending, stats.Oldest.Seconds()).Scan(&live)
 	if err == nil {
 		c.lease.renewed(sent, c.cfg.Lease, live)
 	}
@@ -77,38 +88,55 @@ func (c *Container) keepLease(ctx context.Context) {
 	}
 }
 
-// endLease takes the process's row away: it has let go of everything.
+// goodbye is how long a process that ends tries to say so. If it cannot, its lease expires.
+const goodbye = 2 * time.Second
+
+// endLease takes the process's row away, since it has let go of everything, and those of processes that died long ago.
 func (c *Container) endLease(ctx context.Context) {
-	if c.cfg.Takes != RespectLease {
-		return
-	}
-	if _, err := c.pool.Exec(ctx, c.sql(`DELETE FROM {schema}.processes WHERE id = $1`), pgx.QueryExecModeExec, c.process); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, goodbye)
+	defer cancel()
+	_, err := c.pool.Exec(ctx, c.sql(`DELETE FROM {schema}.processes p WHERE id = $1
+		OR expires < now() - interval '1 day' AND NOT EXISTS (SELECT FROM {schema}.instances i WHERE i.process = p.id)`), pgx.QueryExecModeExec, c.process)
+	if err != nil {
 		c.cfg.Logger.Warn("pgstore: lease not ended", "error", withoutRows(err))
 	}
 }
 
 var takesNames = map[Takes]string{Forced: "forced", RespectLease: "respect_lease"}
 
-// agree notes what this process says of takes, or refuses if another one said otherwise.
+// agreed refuses a database whose processes have agreed on something else; one of which nothing is known yet is refused by nobody.
+func (c *Container) agreed(ctx context.Context) (known bool, err error) {
+	var takes, realm string
+	err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
+		return c.pool.QueryRow(ctx, c.sql(`SELECT takes, realm FROM {schema}.settings`), pgx.QueryExecModeExec).Scan(&takes, &realm)
+	})
+	var refused *statementError
+	switch said := takesNames[c.cfg.Takes]; {
+	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &refused) && slices.Contains([]string{"42P01", "3F000", "42703"}, refused.code):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("pgstore: reading settings: %w", err)
+	case realm != c.cfg.Realm:
+		return false, fmt.Errorf("%w: this database is of realm %q, the configuration says %q (table settings)", ErrRealm, realm, c.cfg.Realm)
+	case takes != said:
+		return false, fmt.Errorf("%w: config: Takes is %s, but the processes of this database have agreed on %s (table settings)", ErrInvalidInput, said, takes)
+	}
+	return true, nil
+}
+
+// agree notes what this process says, or refuses if another one said otherwise.
 func (c *Container) agree(ctx context.Context) error {
-	said := takesNames[c.cfg.Takes]
-	var stored string
+	if known, err := c.agreed(ctx); known || err != nil {
+		return err
+	}
 	err := c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
-		const ask = `SELECT takes FROM {schema}.settings`
-		err := c.pool.QueryRow(ctx, c.sql(ask), pgx.QueryExecModeExec).Scan(&stored)
-		if !errors.Is(err, pgx.ErrNoRows) {
-			return err
-		}
-		if _, err = c.pool.Exec(ctx, c.sql(`INSERT INTO {schema}.settings (takes) VALUES ($1) ON CONFLICT DO NOTHING`), pgx.QueryExecModeExec, said); err != nil {
-			return err
-		}
-		return c.pool.QueryRow(ctx, c.sql(ask), pgx.QueryExecModeExec).Scan(&stored)
+		_, err := c.pool.Exec(ctx, c.sql(`INSERT INTO {schema}.settings (takes, realm) VALUES ($1, $2) ON CONFLICT DO NOTHING`),
+			pgx.QueryExecModeExec, takesNames[c.cfg.Takes], c.cfg.Realm)
+		return err
 	})
 	if err != nil {
-		return fmt.Errorf("pgstore: reading settings: %w", err)
+		return fmt.Errorf("pgstore: writing settings: %w", err)
 	}
-	if stored != said {
-		return fmt.Errorf("%w: config: Takes is %s, but the processes of this database have agreed on %s (table settings)", ErrInvalidInput, said, stored)
-	}
-	return nil
+	_, err = c.agreed(ctx)
+	return err
 }

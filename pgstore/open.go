@@ -51,19 +51,20 @@ UPDATE {schema}.instances i SET
         ELSE i.abandon_through END,
     timeline = db.timeline, system = db.system
 FROM ` + database + `
-WHERE i.id = $1 AND ($8 OR i.process = $3 OR NOT EXISTS (
+WHERE i.id = $1 AND ($8 OR i.process IS NULL OR i.process = $3 OR NOT EXISTS (
     SELECT FROM {schema}.processes p WHERE p.id = i.process AND p.expires > clock_timestamp()))
 RETURNING i.epoch, i.seq, i.timeline, i.step_through, i.abandon_through, ` + durably
 
-func (c *Container) take(ctx context.Context, id string) (t taken, err error) {
+// take takes an instance, from a living owner only if it is forced; else that is [ErrLeased].
+func (c *Container) take(ctx context.Context, id string, forced bool) (t taken, err error) {
 	witnessed, err := c.witnessed(ctx, id)
 	if err != nil {
 		return t, err
 	}
 	err = c.pool.QueryRow(ctx, c.sql(takeStatement), pgx.QueryExecModeExec, id, c.cfg.Owner, c.process,
-		c.cfg.OnNewSystem == Heal, c.cfg.OnTimelineChange == Heal, witnessed.Epoch, witnessed.Seq, c.cfg.Takes == Forced).
+		c.cfg.OnNewSystem == Heal, c.cfg.OnTimelineChange == Heal, witnessed.Epoch, witnessed.Seq, forced).
 		Scan(&t.epoch, &t.seq, &t.timeline, &t.stepThrough, &t.abandonThrough, nil)
-	if errors.Is(err, pgx.ErrNoRows) && c.cfg.Takes == RespectLease {
+	if errors.Is(err, pgx.ErrNoRows) && !forced {
 		var exists bool
 		err := c.pool.QueryRow(ctx, c.sql(`SELECT EXISTS (SELECT FROM {schema}.instances WHERE id = $1)`), pgx.QueryExecModeExec, id).Scan(&exists)
 		if err != nil {
@@ -76,6 +77,34 @@ func (c *Container) take(ctx context.Context, id string) (t taken, err error) {
 	return t, err
 }
 
+// How often a take looks whether the owner has let go.
+const (
+	takePoll    = 5 * time.Millisecond
+	takePollMax = 50 * time.Millisecond
+)
+
+// takeWhenFree takes an instance, and waits for its living owner as [Config].Takes and TakeWait say.
+func (c *Container) takeWhenFree(ctx context.Context, id string) (t taken, err error) {
+	force := time.Now().Add(c.cfg.TakeWait)
+	for pause := takePoll; ; pause = min(2*pause, takePollMax) {
+		forced := c.cfg.Takes == Forced && !time.Now().Before(force)
+		err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
+			t, err = c.take(ctx, id, forced)
+			return err
+		})
+		if !errors.Is(err, ErrLeased) {
+			return t, err
+		}
+		select {
+		case <-ctx.Done():
+			return t, err
+		case <-c.readsCtx.Done():
+			return t, ErrClosed
+		case <-time.After(pause):
+		}
+	}
+}
+
 // open takes an instance and loads its resident keys. Callers at once share one take and one load. The
 // rows are read after the take was committed, so no earlier owner can change them any more. The answer is nil if the
 // instance is gone again.
@@ -85,16 +114,13 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
 		in.lapses = c.lease.lapsed()
-		err := c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
-			t, err := c.take(ctx, id)
-			in.fence.epoch, in.fence.seq, in.fence.timeline = t.epoch, t.seq, t.timeline
-			in.stepThrough.Store(t.stepThrough)
-			in.abandonThrough.Store(t.abandonThrough)
-			return err
-		})
+		t, err := c.takeWhenFree(ctx, id)
 		if err != nil {
 			return err
 		}
+		in.fence.epoch, in.fence.seq, in.fence.timeline = t.epoch, t.seq, t.timeline
+		in.stepThrough.Store(t.stepThrough)
+		in.abandonThrough.Store(t.abandonThrough)
 		if err = c.tellWitness(ctx, []*instance{in}); err != nil {
 			return err
 		}
@@ -410,11 +436,12 @@ func (c *Container) markClean(ctx context.Context, instances []*instance) error 
 	}
 	var marked int64
 	err := c.persist(ctx, attemptTimeout, func(ctx context.Context) error {
-		tag, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances i SET clean_at_epoch = i.epoch, process = NULL, timeline = db.timeline
+		tag, err := c.pool.Exec(ctx, c.sql(`WITH marked AS (UPDATE {schema}.instances i SET clean_at_epoch = i.epoch, process = NULL, timeline = db.timeline
 			FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline),
 				(SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS db
-			WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq AND (l.timeline = db.timeline OR $5)`),
-			pgx.QueryExecModeExec, lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines, c.cfg.OnTimelineChange == Trust)
+			WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq AND (l.timeline = db.timeline OR $5) RETURNING i.id)
+			SELECT id, pg_notify($6, '') FROM marked`),
+			pgx.QueryExecModeExec, lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines, c.cfg.OnTimelineChange == Trust, c.channel())
 		marked = tag.RowsAffected()
 		return err
 	})

@@ -1,0 +1,129 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"go.mau.fi/whatsmeow/store"
+
+	"github.com/wataki/whatsmeow-pgstore/batcher"
+)
+
+// Stop tells of an instance that stopped by itself.
+type Stop struct {
+	Instance string
+	Err      error // [ErrOwnershipLost], [ErrRefused], [ErrDatabaseRewound] or [ErrDeviceDeleted], to be tested with errors.Is
+	Unsaved  []UnsavedWrite
+}
+
+// UnsavedWrite is a write that was pending when its instance stopped, without its value.
+type UnsavedWrite struct {
+	KeyType string // the key_type column
+	KeyID   string // the key_id column
+	Deleted bool
+}
+
+// stopped lets go of an instance that has failed, and tells of it.
+func (c *Container) stopped(in *instance, err error) {
+	c.forget(in)
+	stop := Stop{Instance: in.id, Err: err}
+	for _, o := range in.lane.Unsaved() {
+		stop.Unsaved = append(stop.Unsaved, UnsavedWrite{KeyType: typeName(o.Key.Type), KeyID: o.Key.ID, Deleted: o.Kind == batcher.Delete})
+	}
+	c.watchers.tell(Event{Kind: Stopped, Instance: in.id, Err: err})
+	if c.cfg.OnStop != nil {
+		go c.cfg.OnStop(stop)
+	}
+}
+
+// Take takes the instance of a device, as its first write would: of one that is from [Container.GetAllDevices]. A client logs in before it
+// uses its store, so a program that connects such devices takes them first: else the login cuts off the present owner before
+// its writes are refused, and what that one had not saved is lost. The error is as of GetDevice; [ErrDeviceDeleted] if there is none.
+func (c *Container) Take(ctx context.Context, d *store.Device) error {
+	s, ok := d.Sessions.(*deviceStore)
+	if !ok || s.c != c {
+		return fmt.Errorf("%w: device is not of this container, or not saved", ErrInvalidInput)
+	}
+	_, err := s.instance(ctx)
+	return err
+}
+
+// Release lets go of an instance, so that another process may go on with it with nothing lost and nothing burned. Disconnect its client first. From the
+// call on its stores fail with [ErrReleased]; to use the device here again, get it anew. It returns when all is durable and the instance is
+// marked as cleanly left. If the context ends first, the instance stays with this process and goes on saving: call it again, or
+// Shutdown. Of an instance that this process does not have it does nothing.
+func (c *Container) Release(ctx context.Context, id string) error {
+	c.mu.Lock()
+	in := c.mu.instances[id]
+	c.mu.Unlock()
+	if in == nil || c.closed() {
+		return nil
+	}
+	in.releasing.Store(true)
+	in.dropOpenGroups()
+	if err := in.lane.Drain(ctx, ErrReleased); err != nil {
+		return fmt.Errorf("pgstore: releasing instance: %w", in.waited(ctx, err))
+	}
+	if err := errors.Join(c.markClean(ctx, []*instance{in}), c.tellWitness(ctx, []*instance{in})); err != nil {
+		return err
+	}
+	in.stop(ErrReleased)
+	c.forget(in)
+	return nil
+}
+
+// Claim takes up to n instances that no living process has, no more than this process's share of all of them, and returns their devices. The share is the
+// same for all processes that have called Claim or Watch and live, within one. Several processes may claim at once: each instance goes to
+// one. If some cannot be opened, the others are returned with the error.
+func (c *Container) Claim(ctx context.Context, n int) ([]*store.Device, error) {
+	if err := c.join(ctx); err != nil {
+		return nil, err
+	}
+	s, err := c.share(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if n = min(n, s.claimable()); n <= 0 {
+		return nil, nil
+	}
+	var ids []string
+	err = c.read(ctx, claimStatement, []any{c.process, n}, func() { ids = nil }, func(rows pgx.Rows) error {
+		var id string
+		err := rows.Scan(&id)
+		ids = append(ids, id)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("pgstore: claiming instances: %w", err)
+	}
+	var devices []*store.Device
+	var errs []error
+	for _, id := range ids {
+		d, err := c.takeDevice(ctx, id)
+		switch {
+		case err != nil:
+			errs = append(errs, err, c.unclaim(ctx, id))
+		case d != nil:
+			devices = append(devices, d)
+		}
+	}
+	return devices, errors.Join(errs...)
+}
+
+// free is an instance that no living process has.
+const free = `(i.process IS NULL OR NOT EXISTS (SELECT FROM {schema}.processes p WHERE p.id = i.process AND p.expires > clock_timestamp()))`
+
+// claimStatement notes this process as the one that is about to take instances. Others that claim at the same time leave them out; if it
+// dies before it takes them, they are free when its lease expires.
+const claimStatement = `
+UPDATE {schema}.instances i SET process = $1 FROM (
+    SELECT i.id FROM {schema}.instances i WHERE ` + free + ` ORDER BY i.taken_at LIMIT $2 FOR UPDATE OF i SKIP LOCKED) AS free
+WHERE i.id = free.id RETURNING i.id`
+
+// unclaim gives back what could not be opened.
+func (c *Container) unclaim(ctx context.Context, id string) error {
+	_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances SET process = NULL WHERE id = $1 AND process = $2`), pgx.QueryExecModeExec, id, c.process)
+	return withoutRows(err)
+}

@@ -1,0 +1,318 @@
+package pgstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+// process is a container that may die, or end whenever the test says.
+func process(t testing.TB, dsn string, edit ...func(*pgstore.Config)) *pgstore.Container {
+	t.Helper()
+	cfg := pgstore.Config{DSN: dsn, Lease: time.Second}
+	for _, f := range edit {
+		f(&cfg)
+	}
+	c, err := pgstore.NewWithConfig(ctx, cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// died ends a process that cannot tell the database: its lease has to expire.
+func died(c *pgstore.Container) {
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	_ = c.Shutdown(gone)
+}
+
+func TestP6AReleasedInstanceGoesOnWithNothingBurned(t *testing.T) {
+	t.Parallel()
+	s := newSender(t, func(cfg *pgstore.Config) { cfg.FlushInterval, cfg.MaxRest = time.Hour, time.Hour })
+	s.send()
+	trust(t, "1:0", s.d)
+	require.NoError(t, s.c.Release(ctx, s.d.ID.String()))
+	require.Equal(t, 1, trusted(t, s.dsn, "1:0"), "all is saved")
+	err := s.d.Identities.PutIdentity(ctx, "2:0", [32]byte{1})
+	require.ErrorIs(t, err, pgstore.ErrReleased)
+	require.ErrorIs(t, err, context.Canceled)
+	_, err = s.ours.Send(ctx, []types.JID{s.peer.Address()}, []byte("late"))
+	require.ErrorIs(t, err, pgstore.ErrReleased)
+	before := s.row()
+
+	first := s.c
+	s.c = reopen(t, s.dsn)
+	s.d = mustDevice(t, s.c, *s.d.ID)
+	s.ours = signaltest.NewPeer(s.d)
+	s.send()
+	require.Equal(t, before.counter(t)+1, s.row().counter(t), "no counter was skipped")
+	signaltest.Say(t, s.peer, s.ours, "and an answer")
+	require.Zero(t, scalar[int](t, s.dsn, `SELECT step_through + abandon_through FROM whatsmeow.instances`))
+	require.NoError(t, first.Release(ctx, s.d.ID.String()), "it has it no more")
+	require.NoError(t, first.Release(ctx, "nobody"))
+
+	// The one who released may take it again.
+	require.NoError(t, s.c.Release(ctx, s.d.ID.String()))
+	trust(t, "3:0", mustDevice(t, first, *s.d.ID))
+	require.NoError(t, first.Flush(ctx))
+}
+
+// What is written while an instance is released is either saved or refused.
+func TestP7WhatIsWrittenDuringAReleaseIsSavedOrRefused(t *testing.T) {
+	t.Parallel()
+	c, dsn := open(t)
+	d := pair(t, c.NewDevice())
+	var saved int
+	var writer sync.WaitGroup
+	writing := make(chan struct{})
+	writer.Go(func() {
+		for i := 0; ; i++ {
+			err := d.Identities.PutIdentity(ctx, fmt.Sprintf("%d:0", i), [32]byte{1})
+			if i == 50 {
+				close(writing)
+			}
+			if err != nil {
+				if !errors.Is(err, pgstore.ErrReleased) {
+					t.Error(err)
+				}
+				saved = i
+				return
+			}
+		}
+	})
+	<-writing
+	require.NoError(t, c.Release(ctx, d.ID.String()))
+	writer.Wait()
+	require.Equal(t, saved, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'identity'`))
+	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances WHERE clean_at_epoch = epoch AND process IS NULL`))
+}
+
+// A release that the database keeps from ending says so, loses nothing, and may be repeated.
+func TestP7AReleaseInAnOutageMayBeRepeated(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	network := pgtest.NewProxy(t, dsn)
+	c := reopen(t, network.DSN)
+	d := pair(t, c.NewDevice())
+	network.Down()
+	trust(t, "1:0", d)
+	err := c.Release(within(t, 100*time.Millisecond), d.ID.String())
+	require.ErrorIs(t, err, pgstore.ErrUnavailable)
+	require.ErrorIs(t, d.Identities.PutIdentity(ctx, "2:0", [32]byte{1}), pgstore.ErrReleased)
+	network.Up()
+	require.NoError(t, c.Release(ctx, d.ID.String()))
+	require.Equal(t, 1, trusted(t, dsn, "1:0"))
+}
+
+func TestP6ATakeWaitsForARelease(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	old := process(t, dsn)
+	jid := *pair(t, old.NewDevice()).ID
+	patient := process(t, dsn, func(cfg *pgstore.Config) { cfg.TakeWait = time.Hour })
+	taken := make(chan error, 1)
+	go func() {
+		_, err := patient.GetDevice(ctx, jid)
+		taken <- err
+	}()
+	select {
+	case err := <-taken:
+		require.Fail(t, "it did not wait", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	require.NoError(t, old.Release(ctx, jid.String()))
+	require.NoError(t, <-taken)
+	require.Zero(t, scalar[int](t, dsn, `SELECT step_through FROM whatsmeow.instances`), "nothing is burned")
+
+	// One that is too slow is not waited for.
+	hasty := process(t, dsn, func(cfg *pgstore.Config) { cfg.TakeWait = 50 * time.Millisecond })
+	_, err := hasty.GetDevice(ctx, jid)
+	require.NoError(t, err)
+	require.Positive(t, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances WHERE clean_at_epoch <> epoch`))
+}
+
+// Who loses an instance is told, with what was pending.
+func TestP6TheLoserIsTold(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	stops := make(chan pgstore.Stop, 1)
+	loser := process(t, dsn, func(cfg *pgstore.Config) {
+		cfg.OnStop = func(s pgstore.Stop) { stops <- s }
+		cfg.FlushInterval, cfg.MaxRest = time.Hour, time.Hour
+	})
+	events, err := loser.Watch(within(t, time.Minute))
+	require.NoError(t, err)
+	d := pair(t, loser.NewDevice())
+	trust(t, "1:0", d)
+	require.NoError(t, d.Identities.DeleteIdentity(ctx, "1:0"))
+	trust(t, "2:0", d)
+	winner := process(t, dsn)
+	_, err = winner.GetDevice(ctx, *d.ID)
+	require.NoError(t, err)
+	require.ErrorIs(t, loser.Flush(ctx), pgstore.ErrOwnershipLost)
+	stop := <-stops
+	require.Equal(t, d.ID.String(), stop.Instance)
+	require.ErrorIs(t, stop.Err, pgstore.ErrOwnershipLost)
+	require.ElementsMatch(t, []pgstore.UnsavedWrite{{KeyType: "identity", KeyID: "1:0", Deleted: true}, {KeyType: "identity", KeyID: "2:0"}}, stop.Unsaved)
+	for e := range events {
+		if e.Kind == pgstore.Stopped {
+			require.Equal(t, d.ID.String(), e.Instance)
+			require.ErrorIs(t, e.Err, pgstore.ErrOwnershipLost)
+			return
+		}
+	}
+	require.Fail(t, "the watch ended")
+}
+
+func TestP6LookingTakesNothingAndTakeDoes(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	owner := process(t, dsn)
+	jid := *pair(t, owner.NewDevice()).ID
+	epoch := func() int { return scalar[int](t, dsn, `SELECT epoch FROM whatsmeow.instances`) }
+	before := epoch()
+	looker := process(t, dsn)
+	all, err := looker.GetAllDevices(ctx)
+	require.NoError(t, err)
+	_, err = looker.Instances(ctx)
+	require.NoError(t, err)
+	_, err = all[0].Contacts.GetAllContacts(ctx)
+	require.NoError(t, err)
+	require.Equal(t, before, epoch())
+	require.NoError(t, looker.Take(ctx, all[0]))
+	require.Greater(t, epoch(), before)
+	require.NoError(t, looker.Take(ctx, all[0]), "it has it")
+	require.ErrorIs(t, owner.Take(ctx, all[0]), pgstore.ErrInvalidInput, "a device of another container")
+	require.ErrorIs(t, looker.Take(ctx, looker.NewDevice()), pgstore.ErrInvalidInput)
+	require.NoError(t, mustDevice(t, owner, jid).Delete(ctx))
+	gone, err := looker.GetAllDevices(ctx)
+	require.NoError(t, err)
+	require.Empty(t, gone)
+}
+
+func TestP6AnotherRealmIsRefused(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	of := func(realm string) error {
+		c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn, Realm: realm})
+		if err == nil {
+			require.NoError(t, c.Close())
+		}
+		return err
+	}
+	require.NoError(t, of("production"))
+	for _, other := range []string{"staging", ""} {
+		err := of(other)
+		require.ErrorIs(t, err, pgstore.ErrRealm)
+		require.ErrorContains(t, err, `"production"`)
+	}
+	require.NoError(t, of("production"))
+	require.Zero(t, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.processes`))
+}
+
+// fleet is processes that share instances as a worker does: each claims what it is told of and releases what it has too much.
+type fleet struct {
+	testing.TB
+	dsn     string
+	workers []*fleetWorker
+	done    sync.WaitGroup
+}
+
+type fleetWorker struct {
+	c    *pgstore.Container
+	stop context.CancelFunc
+	mu   sync.Mutex
+	has  []string
+}
+
+func newFleet(t testing.TB, instances int) *fleet {
+	f := &fleet{TB: t, dsn: pgtest.Open(t)}
+	c := process(t, f.dsn)
+	for range instances {
+		pair(t, c.NewDevice())
+	}
+	require.NoError(t, c.Close())
+	t.Cleanup(func() {
+		for _, w := range f.workers {
+			w.stop()
+		}
+		f.done.Wait()
+	})
+	return f
+}
+
+func (f *fleet) start() *fleetWorker {
+	f.Helper()
+	w := &fleetWorker{c: process(f, f.dsn)}
+	watching, stop := context.WithCancel(ctx)
+	w.stop = stop
+	events, err := w.c.Watch(watching)
+	require.NoError(f, err)
+	f.workers = append(f.workers, w)
+	f.done.Go(func() {
+		for e := range events {
+			w.mu.Lock()
+			switch e.Kind {
+			case pgstore.Claimable:
+				devices, err := w.c.Claim(watching, e.Count)
+				if err != nil && watching.Err() == nil && !errors.Is(err, pgstore.ErrClosed) {
+					f.Error(err)
+				}
+				for _, d := range devices {
+					w.has = append(w.has, d.ID.String())
+				}
+			case pgstore.Surplus:
+				for range e.Count {
+					if len(w.has) > 0 && w.c.Release(watching, w.has[0]) == nil {
+						w.has = w.has[1:]
+					}
+				}
+			case pgstore.Stopped:
+				w.has = slices.DeleteFunc(w.has, func(id string) bool { return id == e.Instance })
+			}
+			w.mu.Unlock()
+		}
+	})
+	return w
+}
+
+// settles waits until the shares are as given, most first.
+func (f *fleet) settles(shares ...int64) {
+	f.Helper()
+	const query = `SELECT array_agg(n ORDER BY n DESC) FROM (SELECT count(i.id) AS n FROM whatsmeow.processes p
+		LEFT JOIN whatsmeow.instances i ON i.process = p.id AND i.epoch > 0 WHERE p.expires > clock_timestamp() AND p.claims GROUP BY p.id) AS shares`
+	require.Eventually(f, func() bool {
+		return slices.Equal(shares, scalar[[]int64](f, f.dsn, query))
+	}, 30*time.Second, 20*time.Millisecond)
+}
+
+func TestP6ProcessesShareTheInstancesAsTheyComeAndGo(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 20)
+	f.start()
+	f.settles(20)
+	second := f.start()
+	f.settles(10, 10)
+	f.start()
+	f.settles(7, 7, 6)
+	require.Zero(t, scalar[int](t, f.dsn, `SELECT count(*) FROM whatsmeow.instances WHERE step_through > 0`), "what moves is released first")
+	second.stop()
+	died(second.c)
+	f.settles(10, 10)
+	fourth := f.start()
+	f.settles(7, 7, 6)
+	fourth.stop()
+	require.NoError(t, fourth.c.Close())
+	f.settles(10, 10)
+}
