@@ -72,7 +72,7 @@ func (c *Container) renewLease(ctx context.Context) error {
 	return err
 }
 
-// keepLease renews the lease until the container is closed.
+// keepLease renews the lease until the container is closed, and reads what others have learnt meanwhile.
 func (c *Container) keepLease(ctx context.Context) {
 	tick := time.NewTicker(c.cfg.Lease / 3)
 	defer tick.Stop()
@@ -84,6 +84,9 @@ func (c *Container) keepLease(ctx context.Context) {
 		}
 		if err := c.renewLease(ctx); err != nil && ctx.Err() == nil {
 			c.cfg.Logger.Warn("pgstore: lease not renewed", "error", withoutRows(err))
+		}
+		if err := c.LIDMap.sync(ctx); err != nil && ctx.Err() == nil {
+			c.cfg.Logger.Warn("pgstore: LID pairs of other processes not read", "error", withoutRows(err))
 		}
 	}
 }

@@ -25,7 +25,7 @@ import (
 // Answers, also negative ones, are kept in memory, about as many as [Config].MemoryBudget has kilobytes. New pairs are written through,
 // those of concurrent calls in one transaction, and seen when they are durable; while the database is away they are seen after
 // [Config].OutageWait and written when it is back, and from [Config].PendingLimit on writers block. No lock is held while the
-// database is asked.
+// database is asked. What other processes store contradicts an answer for no longer than a third of [Config].Lease (lidsync.go).
 type LIDMap struct {
 	c *Container
 
@@ -34,6 +34,7 @@ type LIDMap struct {
 		lids    map[string]string // by phone number; "" is known to be absent
 		pns     map[string]string // by LID
 		version uint64            // grows with every pair that is learnt
+		synced  *time.Time        // by the database's clock, when memory was compared with what others have stored; nil for never
 		queue   []*lidBatch       // what is not saved, in order
 		room    chan struct{}     // closed when the queue gets shorter; nil if nobody waits for that
 		saving  bool              // the saver runs

@@ -29,3 +29,8 @@ FROM {schema}.processes p;
 CREATE VIEW {schema}.instance_sizes AS
 SELECT instance_id, key_type, count(*) AS keys, sum(pg_column_size(data))::bigint AS bytes, max(updated_at) AS last_write
 FROM {schema}.auth_keys GROUP BY instance_id, key_type;
+
+-- So that every process finds out what the others have learnt. The first default is the same for all rows and needs no rewriting.
+ALTER TABLE {schema}.lid_map ADD COLUMN changed_at timestamptz NOT NULL DEFAULT now();
+ALTER TABLE {schema}.lid_map ALTER COLUMN changed_at SET DEFAULT clock_timestamp();
+CREATE INDEX lid_map_changed_at ON {schema}.lid_map (changed_at);
