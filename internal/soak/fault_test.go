@@ -31,6 +31,7 @@ type badDays struct {
 	server    *pgtest.Server // nil if it cannot be killed
 	dsn       string         // around the proxy
 	network   *pgtest.Proxy
+	role      string // of the process at limited
 	rng       *rand.Rand
 	processes []*process
 	instances []string // ids to choose one from
@@ -131,6 +132,10 @@ var faults = []fault{
 	{"deadlocks", refuse("40P01")},
 	{"serialization failures", refuse("40001")},
 	{"the database refuses an instance for good", refuseForGood},
+	{"rights are revoked", revoke},
+	{"the table is missing", missTable},
+	{"ten processes open at once", tenOpeners},
+	{"the schema is newer", newerSchema},
 	{"somebody spoils rows", spoilRows},
 }
 

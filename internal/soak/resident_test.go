@@ -306,7 +306,10 @@ func recovered(f func() error) (err error) {
 }
 
 func (m model) clone() model {
-	m.sessions, m.names = maps.Clone(m.sessions), maps.Clone(m.names) // what a rollback touches
+	for _, of := range []*map[string]string{&m.sessions, &m.senderKeys, &m.secrets, &m.names, &m.tokens, &m.macs, &m.events, &m.outgoing, &m.syncKeys} {
+		*of = maps.Clone(*of)
+	}
+	m.syncKeyTimes, m.preKeys = maps.Clone(m.syncKeyTimes), slices.Clone(m.preKeys)
 	return m
 }
 

@@ -36,6 +36,7 @@ func TestMain(m *testing.M) {
 const (
 	processes = 5 // containers, each as if in a process of its own
 	posted    = 3 // the one whose flushes can be held back
+	limited   = 4 // the one whose role may only read and write
 	each      = 10
 	rests     = 4
 
@@ -74,6 +75,9 @@ func TestSoak(t *testing.T) {
 			p.config.PendingLimit = 100 // reached in every outage
 		}
 		p.config.DurableAcks = i >= posted
+		if i == limited {
+			p.config.DSN = bad.limit(t, bad.network.DSN)
+		}
 		if i == posted {
 			p.config.DSN, p.config.Pool = "", bad.post.pool(t, bad.network.DSN)
 		}
@@ -136,7 +140,7 @@ func work(t *testing.T, bad *badDays, d time.Duration, last bool) {
 						t.Errorf("%s, instance %d: %s: %v", p.config.Owner, i, what, err)
 					}
 					done.Add(1)
-					time.Sleep(time.Duration(r.rng.Int64N(int64(10 * time.Millisecond))))
+					time.Sleep(rand.N(10 * time.Millisecond)) // not from r.rng, which a fault may be using
 				}
 			})
 		}
