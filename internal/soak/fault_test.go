@@ -121,12 +121,12 @@ var faults = []fault{
 	{"the database is read-only", func(t testing.TB, b *badDays) {
 		b.exec(t, alterDatabase(`SET default_transaction_read_only = on`), terminateOthers)
 		time.Sleep(b.moment(time.Second))
-		b.exec(t, `SET default_transaction_read_only = off`, alterDatabase(`RESET default_transaction_read_only`), terminateOthers)
+		b.exec(t, alterDatabase(`RESET default_transaction_read_only`), terminateOthers)
 	}},
 	{"statements time out", func(t testing.TB, b *badDays) {
 		b.exec(t, alterDatabase(`SET statement_timeout = '5ms'`), terminateOthers)
 		time.Sleep(b.moment(time.Second))
-		b.exec(t, `SET statement_timeout = 0`, alterDatabase(`RESET statement_timeout`), terminateOthers)
+		b.exec(t, alterDatabase(`RESET statement_timeout`), terminateOthers)
 	}},
 	{"the disk is full", refuse("53100")},
 	{"deadlocks", refuse("40P01")},
@@ -246,8 +246,7 @@ func refuse(sqlstate string) func(testing.TB, *badDays) {
 func (b *badDays) query(t testing.TB, to []any, statement string, args ...any) {
 	t.Helper()
 	ctx := context.Background()
-	conn, err := pgx.Connect(ctx, b.dsn)
-	require.NoError(t, err)
+	conn := b.connect(ctx, t)
 	defer func() { require.NoError(t, conn.Close(ctx)) }()
 	require.NoError(t, conn.QueryRow(ctx, statement, args...).Scan(to...))
 }
@@ -255,11 +254,22 @@ func (b *badDays) query(t testing.TB, to []any, statement string, args ...any) {
 func (b *badDays) exec(t testing.TB, statements ...string) {
 	t.Helper()
 	ctx := context.Background()
-	conn, err := pgx.Connect(ctx, b.dsn)
-	require.NoError(t, err)
+	conn := b.connect(ctx, t)
 	defer func() { require.NoError(t, conn.Close(ctx)) }()
 	for _, s := range statements {
-		_, err = conn.Exec(ctx, s)
+		_, err := conn.Exec(ctx, s)
 		require.NoError(t, err, s)
 	}
+}
+
+// connect connects whatever a fault has set for the database: a SET might come too late for a statement_timeout.
+func (b *badDays) connect(ctx context.Context, t testing.TB) *pgx.Conn {
+	t.Helper()
+	cfg, err := pgx.ParseConfig(b.dsn)
+	require.NoError(t, err)
+	cfg.RuntimeParams["statement_timeout"] = "0"
+	cfg.RuntimeParams["default_transaction_read_only"] = "off"
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	require.NoError(t, err)
+	return conn
 }
