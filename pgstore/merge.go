@@ -27,7 +27,7 @@ import (
 //
 // Which state is current: one that only W knows is a new session, and S's states go under it. One that W's writer did not know (it is
 // not in W) came in meanwhile and stays. Otherwise a decrypt promotes the state that it used, and a send moves nothing. States that a decrypt
-// did not use are S's: an attempt to decrypt with a state leaves a needless ratchet step in it.
+// did not use are S's, but for what was read on their receiving chains: an attempt to decrypt with a state leaves a needless ratchet step in it.
 
 // Limits of libsignal (state/record/SessionState.go and SessionRecord.go).
 const (
@@ -131,6 +131,9 @@ func (m *merging) merge() (*sessionRecord, error) {
 		out = m.sent(theirs)
 	default: // a decrypt, or what nobody had read
 		out = m.received(theirs)
+	}
+	if m.by != writerSend {
+		caughtUp(out, m.written)
 	}
 	return raised(out, m.stored, m.written), nil
 }
@@ -293,6 +296,22 @@ func raised(out *sessionRecord, records ...*sessionRecord) *sessionRecord {
 		}
 	}
 	return out
+}
+
+// caughtUp moves the receiving chains of the result on to where another record has them, in states that its writer did not use, too: what he
+// had read is not read again.
+func caughtUp(out, other *sessionRecord) {
+	for _, st := range statesOf(out) {
+		with := find(other, st)
+		if with == nil || with == st {
+			continue
+		}
+		for i, chain := range st.ReceiverChains {
+			if at := slices.IndexFunc(with.ReceiverChains, func(c *chainState) bool { return sameChain(c, chain) }); at >= 0 {
+				st.ReceiverChains[i] = mergeReceiverChain(chain, with.ReceiverChains[at])
+			}
+		}
+	}
 }
 
 // limited drops what libsignal would: states beyond its limit, and those that a promotion has left twice.

@@ -6,8 +6,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	groupratchet "go.mau.fi/libsignal/groups/ratchet"
-	groups "go.mau.fi/libsignal/groups/state/record"
 	"go.mau.fi/libsignal/state/record"
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/store"
@@ -141,6 +139,9 @@ func requireMerged(t *testing.T, by writer, result []byte, left *past, stored, w
 		}
 	}
 	for _, st := range statesOf(merged) {
+		if find(merged, st) != st {
+			continue // libsignal leaves a state that it has promoted in the archive as it was
+		}
 		for _, chain := range st.ReceiverChains {
 			a, b := receiving(s, st, chain), receiving(w, st, chain)
 			for _, from := range []*chainState{a, b} {
@@ -174,15 +175,16 @@ func FuzzP4MergedSessions(f *testing.F) {
 		}
 		stored := c.live(base, waiting, one[:min(len(one), most)])
 		decrypted := c.live(base, waiting, other[:min(len(other), most)])
-		sent := c.live(base, waiting, []byte{byte(5 * (len(other) % 2))}) // one message, sometimes on a new session
-		for by, written := range map[writer][]byte{writerSend: sent, writerDecrypt: decrypted, writerMigration: decrypted} {
+		once, twice, anew := []byte{6}, []byte{6, 6}, []byte{5} // what a send does
+		sent := c.live(base, waiting, [][]byte{once, anew, twice}[len(other)%3])
+		for by, written := range map[writer][]byte{writerSend: sent, writerDecrypt: decrypted, writerMigration: decrypted, writerUnknown: sent} {
 			for _, known := range []bool{true, false} {
-				put := putting{record: newRecord(written), text: written, by: by, known: known && by != writerMigration, stored: newRecord(stored), before: stored}
-				if put.known {
-					put.base = newRecord(base)
+				put := putting{kind: typeSession, record: newRecord(written), text: written, by: by, stored: newRecord(stored), before: stored, readable: true}
+				if known && (by == writerSend || by == writerDecrypt) {
+					put.base, put.known = newRecord(base), true
 				}
-				result, left, err := new(instance).mergeTexts(put)
-				if by == writerSend && mustRefuse(t, base, stored, written) {
+				out, err := new(instance).overSession(put)
+				if by == writerSend && (put.known || len(other)%3 != 2) && mustRefuse(t, base, stored, written) {
 					require.ErrorIs(t, err, ErrMessageKeyUsed)
 					continue
 				}
@@ -190,7 +192,7 @@ func FuzzP4MergedSessions(f *testing.F) {
 					continue // on a chain that was stepped over, of which no past is known here
 				}
 				require.NoError(t, err)
-				requireMerged(t, by, result, left, stored, written)
+				requireMerged(t, by, out.form.Load().record, out.past, stored, written)
 			}
 		}
 	})
@@ -212,69 +214,6 @@ func mustRefuse(t *testing.T, base, stored, written []byte) bool {
 		}
 	}
 	return false
-}
-
-// liveGroup is live for the peer's sender key.
-func (c *couple) liveGroup(base []byte, waiting letters, ops []byte) []byte {
-	ctx := context.Background()
-	group, address := c.group.String(), c.theirs.Address().SignalAddress().String()
-	require.NoError(c.t, c.ours.Device.SenderKeys.PutSenderKey(ctx, group, address, base))
-	for _, op := range ops {
-		_, _ = c.ours.ReceiveGroup(ctx, c.group, c.theirs.Address(), waiting[int(op)%len(waiting)])
-	}
-	key, err := c.ours.Device.SenderKeys.GetSenderKey(ctx, group, address)
-	require.NoError(c.t, err)
-	return key
-}
-
-func usedInGroup(r *senderKeyRecord, st *senderKeyState, iteration uint32) bool {
-	for _, s := range r.SenderKeyStates {
-		if !sameSenderKey(s, st) {
-			continue
-		}
-		for _, k := range s.Keys {
-			if k.Iteration == iteration {
-				return false
-			}
-		}
-		return iteration < s.SenderChainKey.Iteration
-	}
-	return false
-}
-
-// FuzzP4MergedSenderKeys merges two descendants of somebody's sender key.
-func FuzzP4MergedSenderKeys(f *testing.F) {
-	f.Add([]byte{0}, []byte{1, 2}, []byte{5})
-	f.Add([]byte{3}, []byte{1, 0}, []byte{0, 2, 1})
-	f.Fuzz(func(t *testing.T, before, one, other []byte) {
-		const most = 12
-		c := newCouple(t)
-		ctx := context.Background()
-		var waiting letters
-		for range 8 {
-			node, err := c.theirs.SendGroup(ctx, c.group, []byte("x"))
-			require.NoError(t, err)
-			waiting = append(waiting, node)
-		}
-		base, err := c.ours.Device.SenderKeys.GetSenderKey(ctx, c.group.String(), c.theirs.Address().SignalAddress().String())
-		require.NoError(t, err)
-		base = c.liveGroup(base, waiting, before[:min(len(before), most)])
-		stored, err := parseSenderKey(c.liveGroup(base, waiting, one[:min(len(one), most)]))
-		require.NoError(t, err)
-		written, err := parseSenderKey(c.liveGroup(base, waiting, other[:min(len(other), most)]))
-		require.NoError(t, err)
-		merged, err := mergeSenderKeys(stored, written, writerDecrypt)
-		require.NoError(t, err)
-		_, err = groups.NewSenderKeyFromStruct(merged, store.SignalProtobufSerializer.SenderKeyRecord, store.SignalProtobufSerializer.SenderKeyState)
-		require.NoError(t, err)
-		for i, st := range merged.SenderKeyStates {
-			require.GreaterOrEqual(t, st.SenderChainKey.Iteration, stored.SenderKeyStates[i].SenderChainKey.Iteration)
-			require.GreaterOrEqual(t, st.SenderChainKey.Iteration, written.SenderKeyStates[i].SenderChainKey.Iteration)
-			for _, k := range st.Keys {
-				require.False(t, usedInGroup(stored, st, k.Iteration) || usedInGroup(written, st, k.Iteration), "a message key that was used came back")
-			}
-		}
-	})
 }
 
 // FuzzP10MergingAnything gives the merge records of nobody's making.
@@ -301,26 +240,9 @@ func FuzzP10MergingAnything(f *testing.F) {
 		}
 		put, err := parseSenderKey(written)
 		if err == nil {
-			_, _ = mergeSenderKeys(old, put, writerDecrypt)
+			for _, by := range []writer{writerSend, writerDecrypt, writerMigration} {
+				_, _ = mergeSenderKeys(old, put, by)
+			}
 		}
 	})
-}
-
-// A key that was distributed again is in the record twice, and only the newest can be found.
-func TestP4OfSenderKeyStatesWithOneIDTheNewestCounts(t *testing.T) {
-	t.Parallel()
-	state := func(iteration uint32, skipped ...uint32) *senderKeyState {
-		st := &senderKeyState{KeyID: 7, SigningKeyPublic: []byte("k"), SenderChainKey: &groupratchet.SenderChainKeyStructure{Iteration: iteration}}
-		for _, i := range skipped {
-			st.Keys = append(st.Keys, &groupratchet.SenderMessageKeyStructure{Iteration: i})
-		}
-		return st
-	}
-	merged, err := mergeSenderKeys(
-		&senderKeyRecord{SenderKeyStates: []*senderKeyState{state(12, 10), state(3)}},
-		&senderKeyRecord{SenderKeyStates: []*senderKeyState{state(15), state(3)}}, writerDecrypt)
-	require.NoError(t, err)
-	require.Len(t, merged.SenderKeyStates, 1)
-	require.Equal(t, uint32(15), merged.SenderKeyStates[0].SenderChainKey.Iteration)
-	require.Empty(t, merged.SenderKeyStates[0].Keys)
 }

@@ -322,8 +322,11 @@ func (in *instance) mergeTexts(put putting) (result []byte, left *past, err erro
 	used := chainID(m.written.SessionState.SenderChain)
 	m.reached, _ = in.reached(put.gone, used)
 	had := chainsOf(m.stored)
-	if put.by == writerSend { // a decrypt's own new chain has not been sent on
-		had = append(had, m.written.SessionState.SenderChain)
+	for _, chain := range chainsOf(m.written) {
+		// A decrypt's own new chain has not been sent on.
+		if hasChain(had, chain) || put.by == writerSend && chain == m.written.SessionState.SenderChain {
+			had = append(had, chain)
+		}
 	}
 	merged, err := m.merge()
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 
 const (
 	manyTurn   = 250 * time.Millisecond // several times what encrypting for 512 devices takes, or one round trip to the server
+	eachTurn   = 2 * time.Millisecond   // more for each session of a send: its identity may have to be read from the database
 	answerTurn = 10 * time.Millisecond  // many times what encrypting one message takes
 )
 
@@ -40,15 +41,18 @@ func (in *instance) takeTurn(ctx context.Context, r *reader, keys []cache.Key) {
 	if !in.transacted.Load() || r.many() && len(keys) < 2 {
 		return
 	}
-	patience, length := answerTurn, manyTurn
+	patience, length := answerTurn, manyTurn+time.Duration(len(keys))*eachTurn
 	if !r.many() {
-		patience, length = manyTurn, answerTurn
+		patience, length = 0, answerTurn
 	}
 	var others []chan struct{}
 	in.mu.Lock()
 	in.mu.readers.with(keys, !r.many(), func(other *reader) {
 		if other.over != nil && r.began.Before(other.until) {
 			others = append(others, other.over)
+			if !r.many() {
+				patience = max(patience, other.until.Sub(r.began))
+			}
 		}
 	})
 	r.turn = turn{keys: keys, until: r.began.Add(patience + length), over: make(chan struct{})}
