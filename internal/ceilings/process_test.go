@@ -107,10 +107,10 @@ func (p *process) enter(k int, r row) {
 	w := p.w
 	switch {
 	case r.seq <= p.marks.abandon:
-		v.record = r.dead(true)
+		v.record = r.givenUp(true)
 	case r.seq <= p.marks.step:
 		if !w.without("archived-abandoned") {
-			v.record = r.dead(false)
+			v.record = r.givenUp(false)
 		}
 		if r.ceiling == noCeiling && !w.without("imports-abandoned") {
 			v.state.dead = true
@@ -121,8 +121,8 @@ func (p *process) enter(k int, r row) {
 	p.mem[k].value = v
 }
 
-// dead is a record whose archived chains must not be used any more, nor the current one if all is set.
-func (r record) dead(all bool) record {
+// givenUp is a record whose archived chains must not be used any more, nor the current one if all is set.
+func (r record) givenUp(all bool) record {
 	r.archived = slices.Clone(r.archived)
 	for i := range r.archived {
 		r.archived[i].dead = true
