@@ -24,9 +24,8 @@ type record struct {
 }
 
 const (
-	noCeiling   = -1 // of a row that was imported
-	leaseLength = 20
-	mostStates  = 3
+	noCeiling  = -1 // of a row that was imported
+	mostStates = 3
 )
 
 type row struct {
@@ -48,13 +47,13 @@ type fence struct {
 
 // database is what an instance has in it. Copying it is a snapshot.
 type database struct {
-	fence                // as the last owner has left it
-	timeline       int   // where the database is now
-	lastEpoch      int   // the sequence
-	cleanAt        epoch // which ownership ended cleanly
-	step, abandon  int
-	leaseUntil     int
-	rows           [keys]row
+	fence               // as the last owner has left it
+	timeline      int   // where the database is now
+	lastEpoch     int   // the sequence
+	cleanAt       epoch // which ownership ended cleanly
+	step, abandon int
+	leaseUntil    int
+	rows          [keys]row
 }
 
 // statement is a flush, or the mark of a clean end, on its way.
@@ -87,7 +86,7 @@ func (w *world) arrive(s *statement) (ok bool) {
 	} else {
 		d.seq = s.fence.seq + 1
 		d.fence.timeline = d.timeline
-		d.leaseUntil = w.clock + leaseLength
+		d.leaseUntil = w.clock + w.lease
 		for k, r := range s.rows {
 			if r != nil {
 				d.rows[k] = *r
@@ -121,7 +120,7 @@ func (w *world) owned(abandons bool) fence {
 		d.fence.epoch.token = 0
 	}
 	d.fence.timeline = d.timeline
-	d.leaseUntil = w.clock + leaseLength
+	d.leaseUntil = w.clock + w.lease
 	w.acknowledged(w.commit())
 	w.tell(d.fence)
 	return d.fence

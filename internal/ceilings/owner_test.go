@@ -1,5 +1,21 @@
 package ceilings
 
+// save flushes, or marks the end.
+func (p *process) save() {
+	if p.released {
+		p.leaveCleanly()
+	} else {
+		p.flush()
+	}
+}
+
+// tellLate tells the witness of what was flushed, after a pause in which somebody else may have taken the instance.
+func (p *process) tellLate() {
+	if p.w.witness.epoch == p.fence.epoch || p.w.without("witness-by-owner") {
+		p.w.tell(p.fence)
+	}
+}
+
 // flush sends the first segment, again if nothing came of it.
 func (p *process) flush() {
 	if p.flying || p.unknown || len(p.queue) == 0 {
@@ -28,10 +44,10 @@ func (p *process) flush() {
 		st.rows[k] = &wr.row
 	}
 	s.sealed = true
-	p.send1(st)
+	p.dispatch(st)
 }
 
-func (p *process) send1(st *statement) {
+func (p *process) dispatch(st *statement) {
 	p.last, p.flying = st, true
 	p.w.statements = append(p.w.statements, st)
 }
@@ -45,7 +61,7 @@ func (p *process) leaveCleanly() {
 		p.flush()
 		return
 	}
-	p.send1(&statement{from: p, fence: p.fence, clean: true, sent: p.w.clock})
+	p.dispatch(&statement{from: p, fence: p.fence, clean: true, sent: p.w.clock})
 }
 
 // answer is what the database says to a statement.
@@ -78,7 +94,7 @@ func (p *process) done(st *statement) {
 	if !w.without("witness-first") && (!w.witnessed || w.witness.epoch == p.fence.epoch) {
 		w.tell(p.fence)
 	}
-	p.leaseUntil = st.sent + leaseLength
+	p.leaseUntil = st.sent + w.lease
 	s := p.queue[0]
 	p.queue = p.queue[1:]
 	for _, wr := range s.writes {
@@ -150,7 +166,7 @@ func (p *process) again(may bool) {
 	d.step = max(d.step, d.seq)
 	p.fence = w.owned(true)
 	p.marks.step, p.marks.abandon = d.step, d.abandon
-	p.leaseUntil, p.leaseKept = w.clock+leaseLength, true
+	p.leaseUntil, p.leaseKept = w.clock+w.lease, true
 	p.replay(safe)
 }
 

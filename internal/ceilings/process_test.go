@@ -29,8 +29,8 @@ type process struct {
 
 // entry is a key in memory.
 type entry struct {
-	*value         // nil if there is none, or if it was evicted
-	evicted bool   // the row has it
+	*value          // nil if there is none, or if it was evicted
+	evicted bool    // the row has it
 	past    []state // chains that the ratchet was stepped over
 }
 
@@ -68,7 +68,7 @@ type fetched struct {
 }
 
 func newProcess(w *world, f fence) *process {
-	p := &process{w: w, fence: f, alive: true, leaseUntil: w.clock + leaseLength, leaseKept: true}
+	p := &process{w: w, fence: f, alive: true, leaseUntil: w.clock + w.lease, leaseKept: true}
 	p.marks.step, p.marks.abandon = w.db.step, w.db.abandon
 	p.reserve = []int{1, 3, 12}[w.rng.IntN(3)]
 	p.segmentSize = 1 + w.rng.IntN(3)
@@ -245,6 +245,15 @@ func (p *process) leave(k int, r record, on *state) {
 		s.waiting = append(s.waiting, m)
 	default:
 		w.use(m, p)
+	}
+}
+
+// slowSend is a send that reads its session, or its Put.
+func (p *process) slowSend() {
+	if p.held != nil {
+		p.putHeld()
+	} else {
+		p.hold(p.w.key())
 	}
 }
 

@@ -21,6 +21,10 @@ type world struct {
 
 	trusted, forced, witnessed bool
 	loved                      int // the key that most happens to
+	lease                      int // how long one holds
+	weights                    []int
+	weight                     int // all of them
+	tenure                     int // how rarely an instance is taken from its owner
 
 	used     map[state]*process
 	repeated string
@@ -48,11 +52,14 @@ func walk(seed uint64, weak map[string]bool) (sends int, repeated string) {
 	w := &world{rng: rand.New(rand.NewPCG(seed, 2)), weak: weak, used: make(map[state]*process)}
 	w.trusted, w.forced, w.witnessed = w.chance(25), w.chance(60), w.chance(50)
 	w.loved = w.rng.IntN(keys)
+	w.lease = []int{20, 100}[w.rng.IntN(2)]
+	w.tenure = []int{0, 80, 98}[w.rng.IntN(3)]
+	w.draw()
 	w.timelines = 1
 	w.db.timeline, w.db.fence.timeline = 1, 1
 	w.db.rows[w.loved] = row{record: record{state: state{chain: w.newChain()}}, there: true, ceiling: 4}
 	w.commit()
-	for range 20 + w.rng.IntN(180) {
+	for range 20 + w.rng.IntN(300) {
 		w.clock += w.rng.IntN(3)
 		if w.event(); w.repeated != "" {
 			break
@@ -82,85 +89,95 @@ func (w *world) key() int {
 	return w.rng.IntN(keys)
 }
 
-func runs(p *process) bool    { return !p.frozen && p.loaded }
-func writes(p *process) bool  { return runs(p) && !p.released }
-func frozen(p *process) bool  { return p.frozen }
-func reading(p *process) bool { return !p.frozen && !p.loaded }
+func runs(p *process) bool     { return !p.frozen && p.loaded }
+func writes(p *process) bool   { return runs(p) && !p.released }
+func frozen(p *process) bool   { return p.frozen }
+func unsure(p *process) bool   { return runs(p) && p.unknown }
+func fetching(p *process) bool { return runs(p) && p.fetched != nil }
+func reading(p *process) bool  { return !p.frozen && !p.loaded }
+
+// events are what may happen next, and how often. Some is left out of a walk, and some happens much more often: so walks differ in more than luck.
+var events = []struct {
+	weight int
+	always bool
+	happen func(*world)
+}{
+	{70, true, (*world).begin},
+	{20, true, func(w *world) { w.on(reading, (*process).load) }},
+	{20, false, func(w *world) { w.onAny(runs, func(p *process) { p.alive = false }) }},
+	{20, false, func(w *world) { w.onAny(runs, func(p *process) { p.frozen = true }) }},
+	{35, true, func(w *world) { w.on(frozen, func(p *process) { p.frozen = false }) }},
+	{20, false, func(w *world) {
+		if w.unnoticed == nil || !w.trusted {
+			w.failover()
+		}
+	}},
+	{10, false, func(w *world) {
+		if w.unnoticed == nil {
+			w.restore()
+		}
+	}},
+	{20, false, func(w *world) { w.onAny(writes, func(p *process) { p.released = true }) }},
+	{30, false, func(w *world) { w.on(runs, func(p *process) { p.evict(w.key()) }) }},
+	{5, false, (*world).imported},
+	{110, true, func(w *world) { w.on(runs, (*process).save) }},
+	{150, true, (*world).deliver},
+	{50, true, func(w *world) { w.on(unsure, (*process).resolve) }},
+	{30, true, func(w *world) { w.on(fetching, (*process).arrives) }},
+	{10, false, func(w *world) { w.on(runs, (*process).tellLate) }},
+	{80, false, func(w *world) { w.on(writes, (*process).slowSend) }},
+	{70, false, func(w *world) { w.on(writes, func(p *process) { p.step(w.key()) }) }},
+	{15, false, func(w *world) { w.on(writes, (*process).migrate) }},
+	{7, false, func(w *world) { w.on(writes, func(p *process) { p.remove(w.key()) }) }},
+	{210, true, func(w *world) { w.on(writes, func(p *process) { p.send(w.key()) }) }},
+}
+
+// draw says how often each event happens in this walk.
+func (w *world) draw() {
+	for _, e := range events {
+		weight := e.weight
+		switch {
+		case !e.always && w.chance(25):
+			weight = 0
+		case w.chance(25):
+			weight *= 5
+		}
+		w.weights = append(w.weights, weight)
+		w.weight += weight
+	}
+}
 
 // event is one step of a walk.
 func (w *world) event() {
 	for _, p := range w.processes {
 		p.leaseKept = p.leaseKept && p.leaseUntil >= w.clock
 	}
+	x := w.rng.IntN(w.weight)
+	for i, e := range events {
+		if x -= w.weights[i]; x < 0 {
+			e.happen(w)
+			return
+		}
+	}
+}
+
+// begin is a process that takes the instance.
+func (w *world) begin() {
 	alive := w.one(func(*process) bool { return true })
-	switch x := w.rng.IntN(1000); {
-	case x < 70 || alive == nil:
-		if w.unnoticed == nil && (alive == nil || w.takes()) {
-			w.processes = append(w.processes, w.take())
-		}
-	case x < 110:
-		w.on(reading, (*process).load)
-	case x < 140:
-		w.onAny(runs, func(p *process) { p.alive = false })
-	case x < 165:
-		w.onAny(runs, func(p *process) { p.frozen = true })
-	case x < 195:
-		w.on(frozen, func(p *process) { p.frozen = false })
-	case x < 215:
-		if w.unnoticed == nil || !w.trusted {
-			w.failover()
-		}
-	case x < 225:
-		if w.unnoticed == nil {
-			w.restore()
-		}
-	case x < 260:
-		w.onAny(writes, func(p *process) { p.released = true })
-	case x < 275:
-		w.on(runs, func(p *process) { p.evict(w.key()) })
-	case x < 280:
-		if alive == nil {
-			w.db.rows[w.key()].ceiling = noCeiling
-			w.commit()
-		}
-	case x < 390:
-		w.on(runs, func(p *process) {
-			if p.released {
-				p.leaveCleanly()
-			} else {
-				p.flush()
-			}
-		})
-	case x < 540:
-		w.deliver()
-	case x < 590:
-		w.on(runs, func(p *process) {
-			if p.unknown {
-				p.resolve()
-			}
-		})
-	case x < 620:
-		w.on(runs, func(p *process) {
-			if p.fetched != nil {
-				p.arrives()
-			}
-		})
-	case x < 700:
-		w.on(writes, func(p *process) {
-			if p.held != nil {
-				p.putHeld()
-			} else {
-				p.hold(w.key())
-			}
-		})
-	case x < 770:
-		w.on(writes, func(p *process) { p.step(w.key()) })
-	case x < 785:
-		w.on(writes, (*process).migrate)
-	case x < 792:
-		w.on(writes, func(p *process) { p.remove(w.key()) })
-	default:
-		w.on(writes, func(p *process) { p.send(w.key()) })
+	if w.unnoticed != nil || alive != nil && (!w.takes() || w.chance(w.tenure)) {
+		return
+	}
+	p := w.take()
+	if w.processes = append(w.processes, p); w.chance(70) {
+		p.load()
+	}
+}
+
+// imported is a row that somebody else has written, while the instance is nobody's.
+func (w *world) imported() {
+	if w.one(func(*process) bool { return true }) == nil {
+		w.db.rows[w.key()].ceiling = noCeiling
+		w.commit()
 	}
 }
 
