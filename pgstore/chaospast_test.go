@@ -55,6 +55,7 @@ func (x *chaos) goBack(promoted bool) {
 	// Nothing is flushed meanwhile: the owner's statements would fail for a conflict that no real restore has.
 	x.inOneMoment(append([]string{`LOCK TABLE whatsmeow.instances`}, statements...)...)
 	x.wentBack++
+	x.backIn = x.lives
 }
 
 // betweenLives is what happens to the database while nobody uses it.

@@ -70,7 +70,7 @@ type statement struct {
 // held says whether the database is as who sent a statement had left it.
 func (w *world) held(s *statement) bool {
 	d := &w.db
-	return d.fence.epoch == s.fence.epoch &&
+	return d.epoch == s.fence.epoch &&
 		(d.seq == s.fence.seq || w.without("seq")) &&
 		(d.timeline == s.fence.timeline || w.without("timeline") && !s.clean || w.without("clean-timeline") && s.clean)
 }
@@ -115,9 +115,9 @@ func (w *world) owned(abandons bool) fence {
 	}
 	d.lastEpoch++
 	w.tokens++
-	d.fence.epoch = epoch{d.lastEpoch, w.tokens}
+	d.epoch = epoch{d.lastEpoch, w.tokens}
 	if w.without("token") {
-		d.fence.epoch.token = 0
+		d.epoch.token = 0
 	}
 	d.fence.timeline = d.timeline
 	d.leaseUntil = w.clock + w.lease
@@ -129,7 +129,7 @@ func (w *world) owned(abandons bool) fence {
 // takes says whether an instance may be taken now by somebody who does not own it.
 func (w *world) takes() bool {
 	d := &w.db
-	return w.forced || d.cleanAt == d.fence.epoch || d.leaseUntil < w.clock
+	return w.forced || d.cleanAt == d.epoch || d.leaseUntil < w.clock
 }
 
 // take is the statement of a process that begins. It has read nothing yet.
@@ -137,7 +137,7 @@ func (w *world) take() *process {
 	d := &w.db
 	elsewhere := d.fence.timeline != d.timeline && !w.trusted
 	switch {
-	case d.cleanAt != d.fence.epoch || elsewhere || w.wentBack():
+	case d.cleanAt != d.epoch || elsewhere || w.wentBack():
 		d.step = max(d.step, d.seq)
 	case w.without("clean-keeps-step"):
 		d.step = 0
@@ -162,10 +162,10 @@ func (w *world) wentBack() bool {
 		return false
 	}
 	d, known := &w.db, w.witness
-	if d.fence.epoch.number == known.epoch.number {
-		return d.fence.epoch != known.epoch || d.seq < known.seq
+	if d.epoch.number == known.epoch.number {
+		return d.epoch != known.epoch || d.seq < known.seq
 	}
-	return d.fence.epoch.number < known.epoch.number
+	return d.epoch.number < known.epoch.number
 }
 
 // failover makes the database an earlier state of itself, on another timeline. Connections end.
@@ -203,12 +203,12 @@ func (w *world) willNotice(to int) (owner *process) {
 	for _, p := range w.processes {
 		switch {
 		case !p.alive:
-		case p.fence.epoch == w.db.fence.epoch:
+		case p.fence.epoch == w.db.epoch:
 			if p.frozen || !p.loaded || p.fence.timeline != w.db.timeline {
 				return nil
 			}
 			owner = p
-		case p.fence.epoch == w.history[to].fence.epoch:
+		case p.fence.epoch == w.history[to].epoch:
 			return nil
 		}
 	}

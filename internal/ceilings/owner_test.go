@@ -115,10 +115,10 @@ func (p *process) resolve() {
 	elsewhere := d.timeline != p.fence.timeline
 	switch {
 	case elsewhere && !w.trusted:
-		p.again(d.fence.epoch == p.fence.epoch || w.takes())
-	case d.fence.epoch != p.fence.epoch && d.fence.epoch.number < p.fence.epoch.number:
+		p.again(d.epoch == p.fence.epoch || w.takes())
+	case d.epoch != p.fence.epoch && d.epoch.number < p.fence.epoch.number:
 		p.again(true)
-	case d.fence.epoch != p.fence.epoch:
+	case d.epoch != p.fence.epoch:
 		p.alive = false
 	case p.last != nil && p.last.clean && d.seq == p.fence.seq: // it may be sent again
 		p.follow()
@@ -149,14 +149,14 @@ func (p *process) again(may bool) {
 	switch {
 	case p.released: // it does not come back, but says so where nobody else would see it
 		p.alive = false
-		if !w.without("leaving-tells") && d.timeline == p.fence.timeline && d.fence.epoch.number <= p.fence.epoch.number {
+		if !w.without("leaving-tells") && d.timeline == p.fence.timeline && d.epoch.number <= p.fence.epoch.number {
 			d.abandon = max(d.abandon, d.seq)
 			w.acknowledged(w.commit())
 		}
 		return
 	case !may || w.chance(20):
 		p.alive = false
-		if d.timeline == p.fence.timeline && d.fence.epoch.number <= p.fence.epoch.number && !w.without("rewind-abandons") {
+		if d.timeline == p.fence.timeline && d.epoch.number <= p.fence.epoch.number && !w.without("rewind-abandons") {
 			d.abandon = max(d.abandon, d.seq)
 			w.acknowledged(w.commit())
 		}
@@ -192,7 +192,7 @@ func (p *process) replay(safe bool) {
 		if !safe {
 			e.past = nil
 			if w.without("archived-given-up") {
-				r.state.dead = true
+				r.dead = true
 			} else {
 				r = r.givenUp(true)
 			}

@@ -9,7 +9,6 @@ type process struct {
 	marks  struct{ step, abandon int } // as its take has left them
 	mem    [keys]entry
 	queue  []*segment
-	moved  bool // a migration was done; until there is something at the number again
 	loaded bool
 
 	alive, frozen, released bool
@@ -80,7 +79,7 @@ func newProcess(w *world, f fence) *process {
 // mine says whether the database is the one that the process has taken the instance in, and not older.
 func (p *process) mine() bool {
 	d := &p.w.db
-	return d.fence.epoch == p.fence.epoch && d.seq >= p.fence.seq && (d.timeline == p.fence.timeline || p.w.trusted)
+	return d.epoch == p.fence.epoch && d.seq >= p.fence.seq && (d.timeline == p.fence.timeline || p.w.trusted)
 }
 
 // load reads the rows. The database may have gone back since the take.
@@ -113,7 +112,7 @@ func (p *process) enter(k int, r row) {
 			v.record = r.givenUp(false)
 		}
 		if r.ceiling == noCeiling && !w.without("imports-abandoned") {
-			v.state.dead = true
+			v.dead = true
 		} else if !w.without("step") {
 			v.next = max(v.next, ceiling)
 		}
@@ -127,7 +126,7 @@ func (r record) givenUp(all bool) record {
 	for i := range r.archived {
 		r.archived[i].dead = true
 	}
-	r.state.dead = r.state.dead || all
+	r.dead = r.dead || all
 	return r
 }
 
@@ -239,7 +238,7 @@ func (p *process) leave(k int, r record, on *state) {
 	lowest, known := w.lowest(v.sends, at.chain)
 	m := message{state{chain: at.chain, next: at.next - 1}}
 	switch {
-	case p.durableSends, known && at.next > lowest && !(w.without("ceiling") && v.sends.row.chain == at.chain):
+	case p.durableSends, known && at.next > lowest && (!w.without("ceiling") || v.sends.row.chain != at.chain):
 		s.waiting = append(s.waiting, m)
 	case v.sends.row.chain != at.chain && p.newChainsWait && w.chance(70): // else it has waited long enough
 		s.waiting = append(s.waiting, m)
@@ -357,7 +356,7 @@ func (p *process) remove(k int) {
 
 // reached is how far a chain of a key has got.
 func (p *process) reached(k int, c chain) int {
-	for _, s := range slices.Concat(p.mem[k].value.under(), p.mem[k].past) {
+	for _, s := range slices.Concat(p.mem[k].under(), p.mem[k].past) {
 		if s.chain == c {
 			return s.next
 		}

@@ -49,7 +49,7 @@ func (w *world) lowest(r *reservation, c chain) (lowest int, known bool) {
 		}
 	}
 	for _, f := range r.flying {
-		if f.chain == c && (!known || f.counter < lowest) && !(w.without("first-flight-counts") && r.row.chain != c) {
+		if f.chain == c && (!known || f.counter < lowest) && (!w.without("first-flight-counts") || r.row.chain == c) {
 			lowest, known = f.counter, true
 		}
 	}

@@ -47,8 +47,7 @@ func (w *world) use(m message, p *process) {
 	w.used[m.state] = p
 }
 
-// walk draws one, and returns how many messages have left, and which message key was used twice.
-func walk(seed uint64, weak map[string]bool) (sends int, repeated string) {
+func newWorld(seed uint64, weak map[string]bool) *world {
 	w := &world{rng: rand.New(rand.NewPCG(seed, 2)), weak: weak, used: make(map[state]*process)}
 	w.trusted, w.forced, w.witnessed = w.chance(25), w.chance(60), w.chance(50)
 	w.loved = w.rng.IntN(keys)
@@ -59,6 +58,12 @@ func walk(seed uint64, weak map[string]bool) (sends int, repeated string) {
 	w.db.timeline, w.db.fence.timeline = 1, 1
 	w.db.rows[w.loved] = row{record: record{state: state{chain: w.newChain()}}, there: true, ceiling: 4}
 	w.commit()
+	return w
+}
+
+// walk draws one, and returns how many messages have left, and which message key was used twice.
+func walk(seed uint64, weak map[string]bool) (sends int, repeated string) {
+	w := newWorld(seed, weak)
 	for range 20 + w.rng.IntN(300) {
 		w.clock += w.rng.IntN(3)
 		if w.event(); w.repeated != "" {
