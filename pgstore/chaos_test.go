@@ -23,7 +23,7 @@ import (
 )
 
 var (
-	chaosRounds = flag.Int("chaos.rounds", 150, "how many lives each test of chaos has; the long form is 2000")
+	chaosRounds = flag.Int("chaos.rounds", 150, "how many lives a test of chaos has; the long form is 2000")
 	chaosSeed   = flag.Uint64("chaos.seed", rand.Uint64(), "what they are drawn from")
 )
 
