@@ -5,13 +5,16 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	waBinary "go.mau.fi/whatsmeow/binary"
+	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
@@ -20,7 +23,7 @@ import (
 )
 
 var (
-	chaosRounds = flag.Int("chaos.rounds", 150, "how many lives each test of chaos has; the long form is 2000")
+	chaosRounds = flag.Int("chaos.rounds", 150, "how many lives a test of chaos has; the long form is 2000")
 	chaosSeed   = flag.Uint64("chaos.seed", rand.Uint64(), "what they are drawn from")
 )
 
@@ -37,45 +40,80 @@ type chaos struct {
 	ours    *signaltest.Peer
 	theirs  []*signaltest.Peer
 	group   types.JID
-	known   map[string]bool // sender keys of ours that the others have
-	late    [][]inbound     // what each of the others wrote and the server holds back
+	known   map[membership]bool // sender keys of ours that the others have
+	late    [][]inbound         // what each of the others wrote and the server holds back
 	owed    []owed
 	asked   int         // retry receipts of the others
-	numbers []types.JID // by what the others are known: one by its phone number, until its LID is known
+	numbers []types.JID // by what the others are known: by their phone numbers, also when their LIDs are known
+
+	takes   pgstore.Takes
+	witness *string // its file, nil for none
+	device  *store.Device
+	saved   bool // the rows were kept, in that life
+	savedIn int
+	backIn  int // the life in which the database went back
 
 	seen                                           map[place][]byte
-	repeated, left, notLeft, retries, lives, clean int
+	furthest                                       map[string]uint64 // by chain
+	repeated, back                                 int               // message keys used twice, and chains that went back
+	left, notLeft, retries, lives, clean           int
+	wentBack, imports, newcomers, healed, replayed int
 	unread                                         []string
 }
 
-func (x *chaos) String() string {
-	return fmt.Sprintf("%d lives, %d of them ended cleanly, %d messages left, %d did not, %d message keys used twice, %d unread, %d retry receipts of ours, %d of the others",
-		x.lives, x.clean, x.left, x.notLeft, x.repeated, len(x.unread), x.retries, x.asked)
+// membership is one of the others and a sender key of ours.
+type membership struct {
+	who   int
+	chain string
 }
 
-func newChaos(t testing.TB, off bool) *chaos {
-	dsn := pgtest.Open(t)
+func (x *chaos) String() string {
+	return fmt.Sprintf("%d lives, %d of them ended cleanly, %d times the database went back, %d healed, %d replayed, %d imports, %d newcomers; "+
+		"%d messages left, %d did not, %d message keys used twice, %d chains went back, %d unread, %d retry receipts of ours, %d of the others",
+		x.lives, x.clean, x.wentBack, x.healed, x.replayed, x.imports, x.newcomers,
+		x.left, x.notLeft, x.repeated, x.back, len(x.unread), x.retries, x.asked)
+}
+
+func newChaos(t testing.TB, off bool, takes pgstore.Takes) *chaos {
+	dsn, _ := onTimelines(t)
 	x := &chaos{
-		TB: t, rng: rand.New(rand.NewPCG(*chaosSeed, 1)), off: off, direct: dsn, network: pgtest.NewProxy(t, dsn), theirs: memoryPeers(3),
-		group: types.NewJID("1-2", types.GroupServer), known: make(map[string]bool), seen: make(map[place][]byte),
+		TB: t, rng: rand.New(rand.NewPCG(*chaosSeed, 1+uint64(takes))), off: off, takes: takes, direct: dsn, network: pgtest.NewProxy(t, dsn),
+		group: types.NewJID("1-2", types.GroupServer), known: make(map[membership]bool), seen: make(map[place][]byte), furthest: make(map[string]uint64),
 	}
 	t.Logf("seed %d", *chaosSeed)
-	c := reopen(t, dsn)
+	if x.chance(50) {
+		path := filepath.Join(t.TempDir(), "marks")
+		x.witness = &path
+	}
+	c := reopen(t, dsn, func(cfg *pgstore.Config) { cfg.Takes = takes })
 	d := pair(t, c.NewDevice())
 	x.jid = *d.ID
-	ours := signaltest.NewPeer(d)
-	for i, p := range x.theirs {
-		x.numbers, x.late = append(x.numbers, p.Address()), append(x.late, nil)
-		if i == 0 {
-			x.numbers[i] = *p.Device.ID
-		}
-		hello, err := p.Meet(ctx, ours, []byte("hello"))
-		require.NoError(t, err)
-		_, err = ours.Receive(ctx, x.numbers[i], hello)
-		require.NoError(t, err)
+	x.ours = signaltest.NewPeer(d)
+	x.theirs, x.numbers, x.late = make([]*signaltest.Peer, 3), make([]types.JID, 3), make([][]inbound, 3)
+	for i := range x.theirs {
+		require.True(t, x.newcomer(i))
 	}
 	require.NoError(t, c.Close())
 	return x
+}
+
+// newcomer puts somebody in the place of one of the others, known by its number. While the database is away it may not work out.
+func (x *chaos) newcomer(who int) bool {
+	p := memoryPeers(1)[0]
+	reading, cancel := x.patiently()
+	defer cancel()
+	hello, err := p.Meet(reading, x.ours, []byte("hello"))
+	if err == nil {
+		_, err = x.ours.Receive(reading, *p.Device.ID, hello)
+	}
+	if err != nil {
+		return false
+	}
+	x.theirs[who], x.numbers[who], x.late[who] = p, *p.Device.ID, nil
+	x.owed = slices.DeleteFunc(x.owed, func(o owed) bool { return o.who == who })
+	maps.DeleteFunc(x.known, func(m membership, _ bool) bool { return m.who == who })
+	x.newcomers++
+	return true
 }
 
 func (x *chaos) chance(percent int) bool { return x.rng.IntN(100) < percent }
@@ -83,43 +121,38 @@ func (x *chaos) chance(percent int) bool { return x.rng.IntN(100) < percent }
 // life is one process, from its start to its end.
 func (x *chaos) life() {
 	x.lives++
-	cfg := pgstore.Config{
-		DSN: x.network.DSN, Reserve: []int{1, 3, 12}[x.rng.IntN(3)], NewChainWait: 20 * time.Millisecond, OutageWait: 20 * time.Millisecond,
-		FlushInterval: time.Duration(1+x.rng.IntN(20)) * time.Millisecond, FlushTimeout: time.Second,
-	}
-	if x.off {
-		cfg.Sends = pgstore.WriteBehind
-	} else if x.chance(30) {
-		cfg.NewChains = pgstore.WriteBehind
-	}
-	if x.chance(20) {
-		cfg.MemoryBudget = 1
-	}
+	x.betweenLives()
 	var err error
-	x.c, err = pgstore.NewWithConfig(ctx, cfg)
+	x.c, err = pgstore.NewWithConfig(ctx, x.config())
 	require.NoError(x, err)
 	if x.off {
 		x.c.IgnoreUncleanEnds()
 	}
-	d, err := x.c.GetDevice(ctx, x.jid)
+	x.device, err = x.c.GetDevice(ctx, x.jid)
 	require.NoError(x, err)
 	newPeer := signaltest.NewPeer
 	if x.chance(20) {
 		newPeer = signaltest.NewUnbufferedPeer
 	}
-	x.ours = newPeer(d)
-	if x.chance(2) { // the server tells of a LID
-		p := x.theirs[0]
-		require.NoError(x, d.LIDs.PutLIDMapping(ctx, p.Address().ToNonAD(), p.Device.ID.ToNonAD()))
+	x.ours = newPeer(x.device)
+	if x.chance(25) {
+		x.newcomer(x.rng.IntN(len(x.theirs)))
 	}
 	steps := x.rng.IntN(25)
-	away := -1
+	away, back := -1, -1
 	if x.chance(60) {
 		away = x.rng.IntN(steps + 1)
+	} else if x.saved && x.chance(25) {
+		back = x.rng.IntN(steps + 1)
 	}
 	for i := range steps {
-		if i == away {
+		switch {
+		case i == away:
 			x.network.Down()
+		case i == back:
+			x.under()
+		case x.chance(2):
+			x.remember()
 		}
 		x.step(x.rng.IntN(len(x.theirs)))
 		x.pay()
@@ -127,15 +160,50 @@ func (x *chaos) life() {
 			time.Sleep(time.Duration(x.rng.IntN(15)) * time.Millisecond)
 		}
 	}
-	if away < 0 && x.chance(30) {
-		require.NoError(x, x.c.Close())
+	x.end(away < 0 && x.chance(30))
+}
+
+// config is a process's. Those of one instance need not agree.
+func (x *chaos) config() pgstore.Config {
+	cfg := pgstore.Config{
+		DSN: x.network.DSN, Reserve: []int{1, 3, 12}[x.rng.IntN(3)], NewChainWait: 20 * time.Millisecond, OutageWait: 20 * time.Millisecond,
+		FlushInterval: time.Duration(1+x.rng.IntN(20)) * time.Millisecond, FlushTimeout: time.Second, Takes: x.takes, HealRate: -1,
+		BatchSize: []int{1, 3, pgstore.DefaultBatchSize}[x.rng.IntN(3)], // a backlog of many segments, or of few
+	}
+	switch {
+	case x.off:
+		cfg.Sends = pgstore.WriteBehind
+	case x.chance(30):
+		cfg.NewChains = pgstore.WriteBehind
+	case x.chance(15):
+		cfg.Sends = pgstore.Durable
+	}
+	if x.chance(30) {
+		cfg.MemoryBudget = 1
+	}
+	x.witnessed(&cfg)
+	return cfg
+}
+
+// end is a Close, or a death: whatever is not saved is lost.
+func (x *chaos) end(cleanly bool) {
+	defer func() {
+		x.healed += int(x.c.Stats().Healed)
+		x.replayed += int(x.c.Stats().Replayed)
+	}()
+	if cleanly {
+		err := x.c.Close()
+		if x.backIn == x.lives && errors.Is(err, pgstore.ErrDatabaseRewound) {
+			return // it was about to go, so it did not come back
+		}
+		require.NoError(x, err)
 		x.clean++
 		return
 	}
 	x.network.Down()
 	gone, cancel := context.WithCancel(ctx)
 	cancel()
-	_ = x.c.Shutdown(gone) // whatever it could not save is lost
+	_ = x.c.Shutdown(gone)
 	x.network.Up()
 }
 
@@ -163,6 +231,16 @@ func (x *chaos) step(who int) {
 		<-done
 	case n < 85:
 		x.meet(who)
+	case n < 88: // each message begins a chain
+		for range 2 + x.rng.IntN(7) {
+			x.read(who, x.written(who))
+			x.send(who, x.chance(30))
+		}
+	case n < 90: // the server tells of a LID
+		telling, cancel := x.patiently()
+		defer cancel()
+		p := x.theirs[who]
+		require.NoError(x, x.device.LIDs.PutLIDMapping(telling, p.Address().ToNonAD(), p.Device.ID.ToNonAD()))
 	default:
 		x.sendGroup()
 	}
@@ -170,6 +248,11 @@ func (x *chaos) step(who int) {
 
 func (x *chaos) limited() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, 30*time.Millisecond)
+}
+
+// patiently is for what must work out, or fails for good.
+func (x *chaos) patiently() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, noticeWait)
 }
 
 func (x *chaos) send(who int, answer bool) {
@@ -210,6 +293,10 @@ func (x *chaos) note(reader int, node *waBinary.Node) place {
 		x.repeated++
 	}
 	x.seen[at] = body
+	if last, known := x.furthest[at.chain]; known && at.counter < last {
+		x.back++
+	}
+	x.furthest[at.chain] = max(x.furthest[at.chain], at.counter)
 	return at
 }
 
@@ -306,33 +393,40 @@ func (x *chaos) sendGroup() {
 	}
 	at := x.note(groupMembers, node)
 	for i, p := range x.theirs {
-		if !x.known[at.chain] {
+		if !x.known[membership{i, at.chain}] {
 			require.NoError(x, p.Welcome(ctx, x.group, x.ours.Address(), distribution))
 		}
 		if got, err := p.ReceiveGroup(ctx, x.group, x.ours.Address(), node); err != nil || string(got) != text {
 			x.unread = append(x.unread, fmt.Sprintf("life %d, group, member %d: %q: %v", x.lives, i, text, err))
 		}
+		x.known[membership{i, at.chain}] = true
 	}
-	x.known[at.chain] = true
 }
 
-// Whatever dies, and whatever of the last flushes has reached the database, no message key is used twice, and the peers read all that left.
+// Whatever dies, whatever of the last flushes has reached the database and wherever that goes back to, no message key is used twice, and the peers
+// read all that left.
 func TestP4NoMessageKeyTwiceWhateverDies(t *testing.T) {
 	t.Parallel()
-	x := newChaos(t, false)
-	for range *chaosRounds {
-		x.life()
+	for name, takes := range map[string]pgstore.Takes{"forced": pgstore.Forced, "leased": pgstore.RespectLease} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			x := newChaos(t, false, takes)
+			for range *chaosRounds / 2 {
+				x.life()
+				require.Zero(t, x.repeated, "message keys used twice: %v", x)
+				require.Zero(t, x.back, "chains gone back: %v", x)
+				require.Empty(t, x.unread, "neither at once nor when they were asked for again: %v", x)
+			}
+			t.Log(x)
+			require.Positive(t, x.clean)
+		})
 	}
-	t.Log(x)
-	require.Zero(t, x.repeated, "message keys used twice")
-	require.Empty(t, x.unread, "neither at once nor when they were asked for again")
-	require.Positive(t, x.clean)
 }
 
 // The judge fires: without ceilings and steps the same lives use keys twice.
 func TestWithoutCeilingsMessageKeysComeBack(t *testing.T) {
 	t.Parallel()
-	x := newChaos(t, true)
+	x := newChaos(t, true, pgstore.Forced)
 	for range *chaosRounds {
 		if x.life(); x.repeated > 0 {
 			break
