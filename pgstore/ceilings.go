@@ -37,7 +37,7 @@ import (
 type reservation struct {
 	mu        sync.Mutex
 	version   uint64   // of the newest value
-	used      []use    // how far sends have got, on chains of which a row may still be written
+	used      []use    // how far chains have got of which a row may still be written
 	row       reached  // the last row that is durable; the zero value for none
 	flying    []flight // rows that the database may hold as well
 	stepped   reached  // how many keys of a chain were skipped after unclean ends
@@ -158,7 +158,7 @@ func stillIn(record []byte, abandoned []string) (names []string) {
 // written: a row of that one which is still to be flushed has a ceiling no lower than where its chain is now, and sends wait
 // beyond that until the merged record is durable.
 func (r *reservation) next(v, written *recordValue, merged *reservation) {
-	chain, _ := v.sending()
+	chain, counter := v.sending()
 	var rows []reached
 	var stepped reached
 	var abandoned []string
@@ -169,6 +169,9 @@ func (r *reservation) next(v, written *recordValue, merged *reservation) {
 	defer r.mu.Unlock()
 	r.version++
 	v.version, v.ceiling = r.version, 0
+	if chain != 0 { // a row of it may come, whether or not anything is sent before
+		r.useLocked(reached{chain, counter})
+	}
 	for _, row := range rows {
 		r.flying = append(r.flying, flight{r.version, row})
 	}

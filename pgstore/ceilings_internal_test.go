@@ -106,3 +106,22 @@ func TestP4ARecordThatIsOnlyMovedKeepsACeiling(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, string(row), `"ceiling":70`)
 }
+
+// A row that waits in the backlog of a key names a chain on which nothing was sent yet; the record is moved; the chain is promoted and sent on.
+func TestP4AChainThatWaitsAtItsOldPlaceIsLimited(t *testing.T) {
+	t.Parallel()
+	w, z, l := chainName('w'), chainName('z'), chainName('l')
+	waits := putOver(nil, sessionOf(w, 0))               // in a segment that no flush has begun
+	pn := putOver(waits, sessionOf(z, 0, stateOf(w, 0))) // in a later one
+	lid := putOver(nil, sessionOf(l, 0))
+	moved := newRecord(sessionOf(z, 0, stateOf(w, 0)))
+	moved.follow(pn, moved)
+	merged := newRecord(sessionOf(z, 0, stateOf(w, 0), stateOf(l, 0)))
+	merged.follow(lid, moved)
+	promoted := putOver(merged, sessionOf(w, 100, stateOf(z, 0), stateOf(l, 0)))
+	chain, _ := promoted.sending()
+	wait := sendsOf(promoted).sent(chain, 100) // 100 messages
+	waits.reserve(64)
+	require.Less(t, waits.ceiling, uint64(100), "the row that is to come reserves no more")
+	require.Equal(t, patienceDurable, wait, "so the send has to wait")
+}

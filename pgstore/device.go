@@ -493,7 +493,7 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 		err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, c.sql(`WITH i AS (
 					INSERT INTO {schema}.instances (id, jid, lid, epoch, owner, process, timeline, system)
-					SELECT $1, $2, $3, nextval('{schema}.epochs'), $4, $6, db.timeline, db.system FROM `+database+`
+					SELECT $1, $2, $3, `+newEpoch+`, $4, $6, db.timeline, db.system FROM `+database+`
 					RETURNING id)
 				INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq) SELECT id, 'creds', 'device', $5::jsonb, 0 FROM i`),
 				pgx.QueryExecModeExec, id, keyID(d.ID.String()), keyID(d.LID.String()), c.cfg.Owner, data, c.process)

@@ -221,6 +221,7 @@ func TestP6ARowThatWentBackConcernsItsInstanceAlone(t *testing.T) {
 	trust(t, "3:0", lost, kept)
 	require.NoError(t, c.Flush(within(t, 30*time.Second)))
 	require.Equal(t, int64(1), c.Stats().Replayed)
+	require.NoError(t, c.Flush(ctx), "what was replayed came behind what the first one waited for")
 	require.Zero(t, c.Stats().Batcher.Stopped)
 	require.Contains(t, logged.String(), "level=WARN")
 	require.Contains(t, logged.String(), lost.ID.String())

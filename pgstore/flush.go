@@ -249,8 +249,10 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 			ended[in] = ErrOwnershipLost
 			continue
 		case trusted && r.epoch == at.epoch && r.seq == at.seq+1:
-			in.advance()
-			continue
+			if err = c.acknowledged(ctx, in.id, r); err == nil {
+				in.advance()
+				continue
+			}
 		case trusted && r.epoch == at.epoch && r.seq == at.seq:
 			in.follow(now)
 		case c.closed(), in.releasing.Load(): // who is letting go does not come back
@@ -267,6 +269,17 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 		}
 	}
 	return rest, nil
+}
+
+// acknowledged returns when a commit that was only seen is durable: its own acknowledgement was lost, and where a synchronous standby is to have it,
+// being seen does not mean that it has.
+func (c *Container) acknowledged(ctx context.Context, id string, r position) error {
+	tag, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances SET seq = seq WHERE id = $1 AND epoch = $2 AND seq = $3 AND `+durably+` IS NOT NULL`),
+		pgx.QueryExecModeExec, id, r.epoch, r.seq)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = errAgain
+	}
+	return err
 }
 
 // follow makes an instance go with the database to its timeline, which the next flush notes in its row.

@@ -29,6 +29,9 @@ const database = `(SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1
     (SELECT system_identifier FROM pg_control_system()) || '/' ||
     (SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || '{schema}.instances'::regclass::oid AS system) AS db`
 
+// newEpoch is an epoch that no take has had: one from the sequence would come back with a database that goes back, and the clock does not go back with it.
+const newEpoch = `greatest(nextval('{schema}.epochs'), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)`
+
 // durably makes a statement's transaction durable as [Config].SynchronousCommit says.
 const durably = `set_config('synchronous_commit', {durable}, true)`
 
@@ -42,7 +45,7 @@ const durably = `set_config('synchronous_commit', {durable}, true)`
 // It is on disk when it returns, since sends rely on it before anything else is flushed.
 const takeStatement = `
 UPDATE {schema}.instances i SET
-    epoch = nextval('{schema}.epochs'), owner = $2, process = $3, taken_at = now(),
+    epoch = greatest(i.epoch + 1, ` + newEpoch + `), owner = $2, process = $3, taken_at = now(),
     step_through = CASE WHEN i.clean_at_epoch <> i.epoch THEN greatest(i.step_through, i.seq) ELSE i.step_through END,
     abandon_through = CASE
         WHEN i.system NOT IN ('', db.system) AND $4 THEN greatest(i.abandon_through, i.seq)
@@ -423,12 +426,41 @@ func (in *instance) moved() error {
 	return errAgain
 }
 
+// noteRewound abandons the chains of instances whose rows are older than what this process has saved: it does not come back for them, and who takes them
+// next might not see that the database went back.
+func (c *Container) noteRewound(ctx context.Context, instances []*instance) error {
+	var all laneColumns
+	for _, in := range instances {
+		all.add(in)
+	}
+	err := c.persist(ctx, attemptTimeout, func(ctx context.Context) error {
+		_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances i SET
+			step_through = greatest(i.step_through, i.seq), abandon_through = greatest(i.abandon_through, i.seq)
+			FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS l (id, epoch, seq) WHERE i.id = l.id AND i.epoch <= l.epoch AND (i.epoch, i.seq) < (l.epoch, l.seq)`),
+			pgx.QueryExecModeExec, all.ids, all.epochs, all.seqs)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("pgstore: looking whether the database went back: %w", err)
+	}
+	return nil
+}
+
 // markClean notes that the owner left with nothing unsaved, and lets go of the instances. A failover just then is waited for, until the context ends.
 func (c *Container) markClean(ctx context.Context, instances []*instance) error {
 	var lanes laneColumns
+	var ours []*instance
 	for _, in := range instances {
+		if err := in.lane.Err(); err == nil || errors.Is(err, batcher.ErrClosed) || errors.Is(err, ErrDatabaseRewound) {
+			ours = append(ours, in)
+		}
 		if in.lane.Pending() == 0 && (in.lane.Err() == nil || errors.Is(in.lane.Err(), batcher.ErrClosed)) {
 			lanes.add(in)
+		}
+	}
+	if len(ours) > 0 {
+		if err := c.noteRewound(ctx, ours); err != nil {
+			return err
 		}
 	}
 	if len(lanes.ids) == 0 {

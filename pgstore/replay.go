@@ -105,7 +105,7 @@ RETURNING i.epoch, i.seq, i.timeline, i.step_through, i.abandon_through, ` + dur
 func (c *Container) replay(ctx context.Context, in *instance, found position) error {
 	if in.claimed() < 0 {
 		var claim int64
-		if err := c.pool.QueryRow(ctx, c.sql(`SELECT nextval('{schema}.epochs')`), pgx.QueryExecModeExec).Scan(&claim); err != nil {
+		if err := c.pool.QueryRow(ctx, c.sql(`SELECT `+newEpoch), pgx.QueryExecModeExec).Scan(&claim); err != nil {
 			return err
 		}
 		in.fence.Lock()

@@ -3,6 +3,7 @@ package pgstore
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -68,6 +69,21 @@ func (c *Container) tellWitness(ctx context.Context, instances []*instance) erro
 	return nil
 }
 
+// askWitness loses the instances of which the witness knows a later take, though the database may have lost it, and tells it of the others.
+func (c *Container) askWitness(ctx context.Context) error {
+	instances := c.taken()
+	for _, in := range instances {
+		known, err := c.witnessed(ctx, in.id)
+		if err != nil {
+			return err
+		}
+		if known.Epoch > in.epoch() {
+			in.lose(ErrOwnershipLost)
+		}
+	}
+	return c.tellWitness(ctx, slices.DeleteFunc(instances, func(in *instance) bool { return !in.usable() }))
+}
+
 // keepWitness tells the witness until the container is closed.
 func (c *Container) keepWitness(ctx context.Context) {
 	tick := time.NewTicker(witnessInterval)
@@ -78,7 +94,7 @@ func (c *Container) keepWitness(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := c.tellWitness(ctx, c.taken()); err != nil && ctx.Err() == nil {
+		if err := c.askWitness(ctx); err != nil && ctx.Err() == nil {
 			c.cfg.Logger.Warn("pgstore: a database that goes back may not be noticed", "error", err)
 		}
 	}
