@@ -105,11 +105,30 @@ func (l *Lane[L, K, V]) Add(reserved Room, ops []Op[K, V]) (Ticket, error) {
 	if err := l.refusalLocked(); err != nil {
 		return Ticket{}, err
 	}
-	if len(ops) == 0 {
-		return Ticket{}, nil
-	}
 	if !reserved.holds(need) && !b.fitsLocked(need) {
 		return Ticket{}, &RoomError{Need: need}
+	}
+	return l.addLocked(ops), nil
+}
+
+// Push appends groups, each whole and in order, whatever room there is: for what a flush has to add before the backlog can get shorter. It fails
+// as Add does if the lane stopped or the batcher is closed, and then appends none.
+func (l *Lane[L, K, V]) Push(groups ...[]Op[K, V]) error {
+	l.b.mu.Lock()
+	defer l.b.mu.Unlock()
+	if err := l.refusalLocked(); err != nil {
+		return err
+	}
+	for _, ops := range groups {
+		l.addLocked(ops)
+	}
+	return nil
+}
+
+func (l *Lane[L, K, V]) addLocked(ops []Op[K, V]) Ticket {
+	b := l.b
+	if len(ops) == 0 {
+		return Ticket{}
 	}
 	if len(l.queue) == 0 {
 		l.since = time.Now()
@@ -122,7 +141,7 @@ func (l *Lane[L, K, V]) Add(reserved Room, ops []Op[K, V]) (Ticket, error) {
 	if before.Ops == 0 || len(p.ops) >= b.cfg.SegmentSize {
 		b.nudge()
 	}
-	return l.ticket(p), nil
+	return l.ticket(p)
 }
 
 // tailLocked is the segment that takes a group of n operations.

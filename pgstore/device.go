@@ -289,7 +289,7 @@ func (c *Container) recheck(ctx context.Context, id string) error {
 		return err
 	case epoch == 0:
 		in.stop(ErrDeviceDeleted)
-	case epoch > in.epoch():
+	case in.takenFrom(epoch):
 		in.lose(ErrOwnershipLost)
 	}
 	return nil
@@ -492,10 +492,10 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 	err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, c.sql(`WITH i AS (
-					INSERT INTO {schema}.instances (id, jid, lid, epoch, owner, process, timeline, system)
-					SELECT $1, $2, $3, `+newEpoch+`, $4, $6, db.timeline, db.system FROM `+database+`
-					RETURNING id)
-				INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq) SELECT id, 'creds', 'device', $5::jsonb, 0 FROM i`),
+					INSERT INTO {schema}.instances (id, jid, lid, epoch, clean_at_epoch, seq, owner, process, timeline, system)
+					SELECT $1, $2, $3, new.epoch, new.epoch, 1, $4, $6, db.timeline, db.system FROM `+database+`, (SELECT `+newEpoch+` AS epoch) AS new
+					RETURNING id, seq)
+				INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq) SELECT id, 'creds', 'device', $5::jsonb, seq FROM i`),
 				pgx.QueryExecModeExec, id, keyID(d.ID.String()), keyID(d.LID.String()), c.cfg.Owner, data, c.process)
 			if err != nil {
 				return err
@@ -576,9 +576,8 @@ func (c *Container) deleteDevice(ctx context.Context, d *store.Device, id string
 		switch {
 		case errors.Is(err, pgx.ErrNoRows): // an earlier attempt was committed, and its answer was lost
 			return nil
-		case err == nil && epoch != in.epoch():
-			in.lose(ErrOwnershipLost)
-			return ErrOwnershipLost
+		case err == nil && epoch != in.epoch(): // somebody else's, or of a database that went back
+			return in.moved()
 		}
 		return err
 	})

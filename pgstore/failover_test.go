@@ -196,7 +196,7 @@ func TestP6AnInstanceThatWasTakenHoldsUpNobodyElse(t *testing.T) {
 	require.Eventually(t, func() bool { return c.Stats().Batcher.Pending == 1 && c.Stats().Batcher.Retries > 0 }, 30*time.Second, time.Millisecond)
 	require.Zero(t, c.Stats().Batcher.Stopped)
 	require.Equal(t, len(kept), trusted(t, dsn, "1:0"))
-	require.Equal(t, 1, scalar[int](t, dsn, `SELECT max(seq) FROM whatsmeow.instances`))
+	require.Equal(t, 2, scalar[int](t, dsn, `SELECT max(seq) FROM whatsmeow.instances`))
 	require.NoError(t, execSQL(t, dsn, `DROP TABLE fake.mute`))
 	require.ErrorIs(t, c.Flush(within(t, 30*time.Second)), pgstore.ErrOwnershipLost)
 	trust(t, "2:0", kept...)

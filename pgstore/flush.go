@@ -239,10 +239,14 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 		r, exists := stored[in.id]
 		at, claim := in.at(), in.claimed()
 		moved := now != at.timeline
+		leaving := c.closed() || in.releasing.Load()
 		trusted := !moved || c.cfg.OnTimelineChange == Trust
 		switch {
 		case !exists:
 			ended[in] = c.gone(in)
+		case leaving && r.epoch == claim: // who is letting go does not come back
+			ended[in] = ErrDatabaseRewound
+			continue
 		case r.epoch == claim: // we have taken it anew, and the answer was lost
 			err = c.replay(ctx, in, r)
 		case moved && r.timeline == now, r.epoch > at.epoch, r.epoch == at.epoch && r.seq > at.seq+1:
@@ -255,7 +259,7 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 			}
 		case trusted && r.epoch == at.epoch && r.seq == at.seq:
 			in.follow(now)
-		case c.closed(), in.releasing.Load(): // who is letting go does not come back
+		case leaving:
 			ended[in] = ErrDatabaseRewound
 			continue
 		default:

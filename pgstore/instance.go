@@ -56,6 +56,13 @@ func (in *instance) epoch() int64 {
 	return in.fence.epoch
 }
 
+// takenFrom says whether a row's epoch is that of a later take, and not of one by which this process is taking the instance anew.
+func (in *instance) takenFrom(epoch int64) bool {
+	in.fence.Lock()
+	defer in.fence.Unlock()
+	return epoch > in.fence.epoch && epoch != in.fence.claim
+}
+
 // failure says why the instance cannot be used, or nil. Every call asks, so it takes no lock.
 func (in *instance) failure() error {
 	if err := in.lane.Err(); err != nil {

@@ -22,6 +22,7 @@ import (
 type lease struct {
 	sync.Mutex
 	until  time.Time // by this process's clock
+	begun  bool
 	lapses int
 }
 
@@ -40,10 +41,10 @@ func (l *lease) renewed(sent time.Time, length time.Duration, live bool) {
 	l.lapsed()
 	l.Lock()
 	defer l.Unlock()
-	if !live && !l.until.IsZero() {
+	if !live && l.begun { // also if that was counted already: what was taken since was nobody's to keep
 		l.lapses++
 	}
-	l.until = sent.Add(length)
+	l.until, l.begun = sent.Add(length), true
 }
 
 // renewStatement is a process's sign of life: it renews the lease, says whether it had not expired, and tells what operators want to see.

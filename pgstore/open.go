@@ -276,10 +276,18 @@ func (c *Container) scan(rows pgx.Rows, in *instance, fence position, add func(c
 		if v, err := decodeKey(k, data); err != nil {
 			corrupt = append(corrupt, corruptRow{k, data})
 		} else {
-			if rec, ok := v.(*recordValue); ok && in != nil {
-				rec.from, rec.era = in, in.era.Load()
-				if rec.seq, err = strconv.ParseInt(string(raw[3]), 10, 64); err != nil {
+			if in != nil {
+				seq, err := strconv.ParseInt(string(raw[3]), 10, 64)
+				if err != nil {
 					return nil, fmt.Errorf("pgstore: reading seq: %w", err)
+				}
+				switch v := v.(type) {
+				case *recordValue:
+					v.from, v.seq, v.era = in, seq, in.era.Load()
+				case *preKeyValue:
+					if in.markOf(seq) == markAbandon {
+						v.Uploaded, v.Stale = true, true
+					}
 				}
 			}
 			add(k, v)

@@ -9,7 +9,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/wataki/whatsmeow-pgstore/batcher"
 	"github.com/wataki/whatsmeow-pgstore/cache"
 )
 
@@ -112,6 +111,11 @@ func (c *Container) replay(ctx context.Context, in *instance, found position) er
 		in.fence.claim = claim
 		in.fence.Unlock()
 	}
+	if c.cfg.Takes == RespectLease { // only the database knows whether it has lapsed while the machine stood still
+		if err := c.renewLease(ctx); err != nil {
+			return err
+		}
+	}
 	lapses := c.lease.lapsed()
 	var t taken
 	err := c.pool.QueryRow(ctx, c.sql(retakeStatement), pgx.QueryExecModeExec, in.id, found.epoch, found.seq, found.timeline,
@@ -175,7 +179,7 @@ func replayed(k cache.Key, held cache.Held, v value, keep bool, through int64) (
 		}
 	}
 	switch residency := keyTypes[k.Type].residency; {
-	case residency == cache.OnDemand || residency == cache.KeysOnly: // what is not pending stays as it is
+	case residency == cache.OnDemand || held == cache.HeldNot: // what is not in memory stays as it is
 	case held == cache.HeldUnknown:
 		return cache.Write[value]{Key: k, Op: cache.Delete}, true // it was deleted, and has come back
 	case held == cache.HeldClean:
@@ -184,18 +188,27 @@ func replayed(k cache.Key, held cache.Held, v value, keep bool, through int64) (
 	return cache.Write[value]{}, false
 }
 
-// rewrite is [cache.Instance.Rewrite] with what it writes queued, in groups that fit a flush; creds come first. then runs when it is.
+// rewrite is [cache.Instance.Rewrite] with what it writes queued, in groups that fit a flush, however much is pending. The pre-key counter comes last:
+// it says that all the rest is there. then runs when it is queued.
 func (in *instance) rewrite(others []cache.Key, then func(), decide func(cache.Key, cache.Held, value) (cache.Write[value], bool)) error {
 	return in.keys.Rewrite(others, func(writes []cache.Write[value]) error {
-		slices.SortStableFunc(writes, func(a, b cache.Write[value]) int { return cmp.Compare(a.Key.Type, b.Key.Type) })
+		order := func(k cache.Key) int {
+			if k == counterKey {
+				return int(typeCount)
+			}
+			return int(k.Type)
+		}
+		slices.SortStableFunc(writes, func(a, b cache.Write[value]) int { return cmp.Compare(order(a.Key), order(b.Key)) })
+		var groups [][]op
 		for piece := range slices.Chunk(writes, in.c.segmentSize()) {
 			ops := make([]op, len(piece))
 			for i, w := range piece {
 				ops[i] = newOp(w)
 			}
-			if _, err := in.lane.Add(batcher.Room{}, ops); err != nil {
-				return in.translate(err)
-			}
+			groups = append(groups, ops)
+		}
+		if err := in.lane.Push(groups...); err != nil {
+			return in.translate(err)
 		}
 		in.noteDeletions(writes)
 		then()

@@ -1,0 +1,191 @@
+package pgstore_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+// What the owner holds may be more than the backlog has room for.
+func TestP7AFullBacklogIsNoReasonNotToWriteAgain(t *testing.T) {
+	t.Parallel()
+	m := newMoving(t, func(cfg *pgstore.Config) { cfg.BatchSize, cfg.PendingLimit = 10, 20 })
+	m.remember()
+	for i := range 50 {
+		trust(t, fmt.Sprintf("%d:0", i), m.d)
+	}
+	require.NoError(t, m.c.Flush(ctx))
+	m.goBack(true)
+	trust(t, "after:0", m.d)
+	require.NoError(t, m.c.Flush(within(t, 20*time.Second)))
+	require.Equal(t, 1, trusted(t, m.dsn, "49:0"))
+	require.NoError(t, m.c.Close())
+}
+
+// A message that was decrypted and not dealt with is given to the handler again, whatever the database has lost.
+func TestP2WhatIsBufferedIsWrittenAgain(t *testing.T) {
+	t.Parallel()
+	m := newMoving(t)
+	m.remember()
+	require.NoError(t, m.d.EventBuffer.PutBufferedEvent(ctx, [32]byte{1}, []byte("hello"), time.Now()))
+	require.NoError(t, m.c.Flush(ctx))
+	m.goBack(true)
+	trust(t, "after:0", m.d)
+	require.NoError(t, m.c.Flush(ctx))
+	require.Equal(t, int64(1), m.c.Stats().Replayed)
+	require.NoError(t, m.c.Close())
+	m.open()
+	event, err := m.d.EventBuffer.GetBufferedEvent(ctx, [32]byte{1})
+	require.NoError(t, err)
+	require.NotNil(t, event)
+	require.Equal(t, "hello", string(event.Plaintext))
+}
+
+// Healing takes several flushes, and a crash may come between two of them.
+func TestP4ACrashBetweenTwoFlushesOfAHealHealsAgain(t *testing.T) {
+	t.Parallel()
+	few := func(cfg *pgstore.Config) { cfg.BatchSize = 10 }
+	m := newMoving(t, few)
+	made, err := m.d.PreKeys.GetOrGenPreKeys(ctx, 50)
+	require.NoError(t, err)
+	require.NoError(t, m.d.PreKeys.MarkPreKeysAsUploaded(ctx, made[49].KeyID))
+	require.NoError(t, m.c.Close())
+	require.NoError(t, execSQL(t, m.dsn, `UPDATE fake.timeline SET n = n + 1`,
+		`CREATE FUNCTION fake.once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			IF (SELECT max(seq) - min(abandon_through) FROM whatsmeow.instances) > 1 THEN RAISE 'not now' USING ERRCODE = '57014'; END IF;
+			RETURN new;
+		END $$`,
+		`CREATE TRIGGER once BEFORE UPDATE ON whatsmeow.auth_keys FOR EACH ROW EXECUTE FUNCTION fake.once()`))
+	m.open(few)
+	require.Equal(t, int64(1), m.c.Stats().Healed)
+	time.Sleep(500 * time.Millisecond)
+	m.die()
+	require.NoError(t, execSQL(t, m.dsn, `DROP TRIGGER once ON whatsmeow.auth_keys`))
+	m.open(few)
+	require.Equal(t, int64(1), m.c.Stats().Healed)
+	count, err := m.d.PreKeys.UploadedPreKeyCount(ctx)
+	require.NoError(t, err)
+	require.Zero(t, count)
+}
+
+// Pre-keys were published, and all that is left of the device is its pairing.
+func TestP5PreKeyIDsDoNotComeBackWithAFreshPairing(t *testing.T) {
+	t.Parallel()
+	dsn, failOver := onTimelines(t)
+	c := reopen(t, dsn)
+	d := pair(t, c.NewDevice())
+	require.NoError(t, c.Close())
+	failOver()
+	d = mustDevice(t, reopen(t, dsn), *d.ID)
+	made, err := d.PreKeys.GetOrGenPreKeys(ctx, 1)
+	require.NoError(t, err)
+	require.Greater(t, made[0].KeyID, uint32(100_000))
+}
+
+func TestP4PreKeysThatAreNotInMemoryCountAsNone(t *testing.T) {
+	t.Parallel()
+	m := newMoving(t, func(cfg *pgstore.Config) { cfg.MemoryBudget = 1 })
+	made, err := m.d.PreKeys.GetOrGenPreKeys(ctx, 5)
+	require.NoError(t, err)
+	require.NoError(t, m.d.PreKeys.MarkPreKeysAsUploaded(ctx, made[4].KeyID))
+	m.remember()
+	trust(t, "1:0", m.d)
+	require.NoError(t, m.c.Flush(ctx))
+	m.goBack(true)
+	trust(t, "2:0", m.d)
+	require.NoError(t, m.c.Flush(ctx))
+	require.Equal(t, int64(1), m.c.Stats().Replayed)
+	count, err := m.d.PreKeys.UploadedPreKeyCount(ctx)
+	require.NoError(t, err)
+	require.Zero(t, count)
+}
+
+// A machine that was suspended does not see by its own clock that its lease has lapsed.
+func TestP4ALeaseThatLapsedUnseenKeepsNoChains(t *testing.T) {
+	t.Parallel()
+	long := func(cfg *pgstore.Config) { cfg.Takes, cfg.Lease = pgstore.RespectLease, time.Hour }
+	m := newMoving(t, long)
+	m.send("one")
+	m.remember()
+	sender := *m.sender
+	sleeper := &moving{sender: &sender, seen: m.seen}
+	require.NoError(t, execSQL(t, m.dsn, `UPDATE whatsmeow.processes SET expires = clock_timestamp() - interval '1 minute'`))
+	m.open(long)
+	for i := range 200 {
+		m.send(fmt.Sprint("another ", i))
+	}
+	m.die()
+	sleeper.goBack(true)
+	for i := range 200 {
+		sleeper.send(fmt.Sprint("awake ", i))
+	}
+}
+
+// barred holds up the first statement that contains a text.
+type barred struct {
+	text          string
+	once          sync.Once
+	reached, open chan struct{}
+}
+
+func (g *barred) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	if strings.Contains(data.SQL, g.text) {
+		g.once.Do(func() {
+			close(g.reached)
+			<-g.open
+		})
+	}
+	return ctx
+}
+
+func (g *barred) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// While an instance is taken anew, its device is asked for.
+func TestP6WhoAsksForADeviceDuringAReplayDoesNotStopIt(t *testing.T) {
+	t.Parallel()
+	dsn, _ := onTimelines(t)
+	cfg, err := pgxpool.ParseConfig(dsn)
+	require.NoError(t, err)
+	g := &barred{text: "SELECT key_type, key_id FROM", reached: make(chan struct{}), open: make(chan struct{})}
+	cfg.ConnConfig.Tracer = g
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close) // after the container
+	c := reopen(t, "", func(cfg *pgstore.Config) { cfg.Pool = pool })
+	d := pair(t, c.NewDevice())
+	trust(t, "1:0", d)
+	require.NoError(t, c.Flush(ctx))
+	require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.instances SET seq = seq - 1`))
+	trust(t, "2:0", d)
+	<-g.reached // it is taken anew
+	_, err = c.GetDevice(ctx, *d.ID)
+	close(g.open)
+	require.NoError(t, err)
+	require.NoError(t, c.Flush(within(t, 10*time.Second)))
+	trust(t, "3:0", d)
+	require.NoError(t, c.Flush(ctx))
+	require.Equal(t, 1, trusted(t, dsn, "2:0"))
+}
+
+func TestP9ADeviceIsDeletedThoughItsDatabaseWentBack(t *testing.T) {
+	t.Parallel()
+	m := newMoving(t)
+	m.remember()
+	require.NoError(t, m.c.Close())
+	m.open()
+	trust(t, "1:0", m.d)
+	require.NoError(t, m.c.Flush(ctx))
+	m.goBack(true)
+	require.NoError(t, m.d.Delete(within(t, 10*time.Second)))
+	require.Zero(t, scalar[int](t, m.dsn, `SELECT count(*) FROM whatsmeow.instances`))
+	require.NoError(t, m.c.Close())
+}
