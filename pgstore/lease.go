@@ -73,7 +73,7 @@ func (c *Container) renewLease(ctx context.Context) error {
 	return err
 }
 
-// keepLease renews the lease until the container is closed, and reads what others have learnt meanwhile.
+// keepLease renews the lease until the container is closed, finds out what was lost, and reads what others have learnt meanwhile.
 func (c *Container) keepLease(ctx context.Context) {
 	tick := time.NewTicker(c.cfg.Lease / 3)
 	defer tick.Stop()
@@ -85,6 +85,9 @@ func (c *Container) keepLease(ctx context.Context) {
 		}
 		if err := c.renewLease(ctx); err != nil && ctx.Err() == nil {
 			c.cfg.Logger.Warn("pgstore: lease not renewed", "error", withoutRows(err))
+		}
+		if err := c.findLost(ctx); err != nil && ctx.Err() == nil {
+			c.cfg.Logger.Warn("pgstore: owners not read", "error", err)
 		}
 		if err := c.LIDMap.sync(ctx); err != nil && ctx.Err() == nil {
 			c.cfg.Logger.Warn("pgstore: LID pairs of other processes not read", "error", withoutRows(err))

@@ -50,6 +50,51 @@ func (c *Container) Take(ctx context.Context, d *store.Device) error {
 	return err
 }
 
+// lostStatement finds those of this process's instances that another one has taken.
+const lostStatement = `
+SELECT i.id, i.epoch FROM {schema}.instances i JOIN unnest($1::text[], $2::bigint[]) AS l (id, epoch) ON l.id = i.id
+WHERE i.epoch > l.epoch AND i.process IS DISTINCT FROM $3`
+
+// findLost tells of instances that were lost. A flush would find out, too; but who has nothing to write would keep a client that, when it
+// connects again, cuts off the new owner's: one that comes back from a suspended machine, or from behind a broken network.
+func (c *Container) findLost(ctx context.Context) error {
+	mine := make(map[string]*instance)
+	var ids []string
+	var epochs []int64
+	for _, in := range c.taken() {
+		if in.usable() {
+			mine[in.id] = in
+			ids, epochs = append(ids, in.id), append(epochs, in.epoch())
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	lost := make(map[string]int64)
+	err := c.read(ctx, lostStatement, []any{ids, epochs, c.process}, func() { clear(lost) }, func(rows pgx.Rows) error {
+		var id string
+		var epoch int64
+		err := rows.Scan(&id, &epoch)
+		lost[id] = epoch
+		return err
+	})
+	for id, epoch := range lost {
+		if in := mine[id]; err == nil && in.usable() && in.epoch() < epoch {
+			in.lose(ErrOwnershipLost)
+		}
+	}
+	return err
+}
+
+// InstanceID is the name of the instance that a device belongs to, as Release and [Event] know it: the user's own, or the JID.
+// It is empty for a device that has none yet.
+func InstanceID(d *store.Device) string {
+	if _, named := d.Container.(*binding); !named && d.ID == nil {
+		return ""
+	}
+	return idOf(d)
+}
+
 // Release lets go of an instance, so that another process may go on with it with nothing lost and nothing burned. Disconnect its client first. From the
 // call on its stores fail with [ErrReleased]; to use the device here again, get it anew. It returns when all is durable and the instance is
 // marked as cleanly left. If the context ends first, the instance stays with this process and goes on saving: call it again, or

@@ -175,6 +175,40 @@ func TestP6TheLoserIsTold(t *testing.T) {
 	require.Fail(t, "the watch ended")
 }
 
+// Who writes nothing is told, too: its client must not connect again.
+func TestP6AnIdleLoserIsTold(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	stops := make(chan pgstore.Stop, 2)
+	idle := process(t, dsn, func(cfg *pgstore.Config) { cfg.OnStop = func(s pgstore.Stop) { stops <- s } })
+	lost, kept := pair(t, idle.NewDevice()), pair(t, idle.NewDevice())
+	winner := process(t, dsn)
+	taken := mustDevice(t, winner, *lost.ID)
+	require.NoError(t, winner.Release(ctx, pgstore.InstanceID(taken)))
+	stop := <-stops
+	require.Equal(t, lost.ID.String(), stop.Instance)
+	require.ErrorIs(t, stop.Err, pgstore.ErrOwnershipLost)
+	require.Empty(t, stop.Unsaved)
+	trust(t, "1:0", kept)
+	require.NoError(t, idle.Flush(ctx))
+	require.Empty(t, stops)
+}
+
+func TestADeviceKnowsItsInstance(t *testing.T) {
+	t.Parallel()
+	c, _ := open(t)
+	require.Empty(t, pgstore.InstanceID(c.NewDevice()))
+	d := pair(t, c.NewDevice())
+	require.Equal(t, d.ID.String(), pgstore.InstanceID(d))
+	named, err := c.Instance(ctx, "shop 1")
+	require.NoError(t, err)
+	require.Equal(t, "shop 1", pgstore.InstanceID(named))
+	named = pair(t, named)
+	require.Equal(t, "shop 1", pgstore.InstanceID(named))
+	again := mustDevice(t, c, *named.ID)
+	require.Equal(t, "shop 1", pgstore.InstanceID(again))
+}
+
 func TestP6LookingTakesNothingAndTakeDoes(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Open(t)
