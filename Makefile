@@ -5,7 +5,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: ## all tests, in their short form
-	go test -race ./...
+	go test -race -timeout 20m ./...
 
 long: ## the long forms: random sequences against sqlstore, whole lives with 100 kills, 100,000 sends, fuzzing
 	go test ./internal/storetest -run Differential -differential.seeds=10 -differential.steps=10000 -timeout 60m
