@@ -252,6 +252,17 @@ func (r *reservation) replayed(v *recordValue, keep bool) {
 	}
 }
 
+// giveUp gives up all sending chains of the value and of earlier ones, in the rows that are still to be flushed.
+func (v *recordValue) giveUp() {
+	sends := v.form.Load().sends
+	if sends == nil {
+		return
+	}
+	sends.mu.Lock()
+	defer sends.mu.Unlock()
+	sends.givenUp, sends.lost = true, max(sends.lost, v.version)
+}
+
 // reserve gives a record that is about to be flushed its ceiling, also one that is only moved and was not used since it was read.
 func (v *recordValue) reserve(ahead int) {
 	v.decoded()

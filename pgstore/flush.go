@@ -181,6 +181,9 @@ func (o *opColumns) add(s segment, ahead int) error {
 			var err error
 			if rec, ok := w.Value.Value.(*recordValue); ok {
 				rec.reserve(ahead)
+				if rec.era < s.Lane.era.Load() { // nothing in memory need have it any more: it was deleted or moved since
+					rec.giveUp()
+				}
 			}
 			if data, err = encode(w.Value.Value); err != nil {
 				return fmt.Errorf("pgstore: encoding %s: %w", typeName(w.Key.Type), err)

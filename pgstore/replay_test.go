@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
@@ -188,4 +189,42 @@ func TestP9ADeviceIsDeletedThoughItsDatabaseWentBack(t *testing.T) {
 	require.NoError(t, m.d.Delete(within(t, 10*time.Second)))
 	require.Zero(t, scalar[int](t, m.dsn, `SELECT count(*) FROM whatsmeow.instances`))
 	require.NoError(t, m.c.Close())
+}
+
+// A session that was deleted has no value in memory, but may have one on its way, and a crash may come before the deletion.
+func TestP4ADeletedSessionThatIsStillToBeFlushedIsGivenUp(t *testing.T) {
+	t.Parallel()
+	m := newMoving(t, func(cfg *pgstore.Config) { cfg.BatchSize, cfg.Sends = 1, pgstore.WriteBehind })
+	m.send("one")
+	m.remember()
+	for i := range 3 {
+		m.send(fmt.Sprint(i))
+	}
+	require.NoError(t, m.c.Flush(ctx))
+	conn, err := pgx.Connect(ctx, m.dsn)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(ctx)) }()
+	for _, s := range []string{`BEGIN`, `LOCK TABLE whatsmeow.instances`} {
+		_, err = conn.Exec(ctx, s)
+		require.NoError(t, err)
+	}
+	trust(t, "first:0", m.d) // its flush hangs
+	time.Sleep(100 * time.Millisecond)
+	_, err = m.ours.Send(ctx, []types.JID{m.peer.Address()}, []byte("pending"))
+	require.NoError(t, err)
+	require.NoError(t, m.d.Sessions.DeleteSession(ctx, m.peer.Address().SignalAddress().String()))
+	for _, s := range []string{
+		`DELETE FROM whatsmeow.instances`, `INSERT INTO whatsmeow.instances SELECT * FROM saved.instances`, `INSERT INTO whatsmeow.auth_keys SELECT * FROM saved.auth_keys`,
+		`UPDATE fake.timeline SET n = n + 1`,
+		`CREATE FUNCTION fake.no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF old.key_type = 'session' THEN RAISE 'not now' USING ERRCODE = '57014'; END IF; RETURN old; END $$`,
+		`CREATE TRIGGER no BEFORE DELETE ON whatsmeow.auth_keys FOR EACH ROW EXECUTE FUNCTION fake.no()`,
+		`COMMIT`,
+	} {
+		_, err = conn.Exec(ctx, s)
+		require.NoError(t, err)
+	}
+	const flushed = `SELECT count(*) FROM whatsmeow.auth_keys k JOIN whatsmeow.instances i ON i.id = k.instance_id WHERE key_type = 'session' AND k.seq > abandon_through`
+	require.Eventually(t, func() bool { return scalar[int](t, m.dsn, flushed) == 1 }, 10*time.Second, time.Millisecond)
+	require.Equal(t, 1, scalar[int](t, m.dsn, flushed+` AND jsonb_array_length(data->'abandoned') > 0`))
+	require.NoError(t, execSQL(t, m.dsn, `DROP TRIGGER no ON whatsmeow.auth_keys`))
 }
