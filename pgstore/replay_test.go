@@ -228,3 +228,32 @@ func TestP4ADeletedSessionThatIsStillToBeFlushedIsGivenUp(t *testing.T) {
 	require.Equal(t, 1, scalar[int](t, m.dsn, flushed+` AND jsonb_array_length(data->'abandoned') > 0`))
 	require.NoError(t, execSQL(t, m.dsn, `DROP TRIGGER no ON whatsmeow.auth_keys`))
 }
+
+// A deletion that waits for a take sees the row as it was before it.
+func TestP6ADeletionThatATakeComesBeforeDeletesNothing(t *testing.T) {
+	t.Parallel()
+	dsn, _ := onTimelines(t)
+	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() }) // it has lost the instance
+	d := pair(t, c.NewDevice())
+	trust(t, "1:0", d)
+	require.NoError(t, c.Flush(ctx))
+	conn, err := pgx.Connect(ctx, dsn)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(ctx)) }()
+	for _, s := range []string{`BEGIN`, `UPDATE whatsmeow.instances SET epoch = epoch + 1`} {
+		_, err = conn.Exec(ctx, s)
+		require.NoError(t, err)
+	}
+	deleted := make(chan error, 1)
+	go func() { deleted <- d.Delete(ctx) }()
+	require.Eventually(t, func() bool {
+		return scalar[int](t, dsn, `SELECT count(*) FROM pg_locks WHERE NOT granted AND database IS NULL AND pid IN
+			(SELECT pid FROM pg_stat_activity WHERE datname = current_database())`) > 0
+	}, 10*time.Second, time.Millisecond)
+	_, err = conn.Exec(ctx, `COMMIT`)
+	require.NoError(t, err)
+	require.ErrorIs(t, <-deleted, pgstore.ErrOwnershipLost)
+	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances`))
+}
