@@ -28,6 +28,7 @@ func TestP7AFullBacklogIsNoReasonNotToWriteAgain(t *testing.T) {
 	m.goBack(true)
 	trust(t, "after:0", m.d)
 	require.NoError(t, m.c.Flush(within(t, 20*time.Second)))
+	require.NoError(t, m.c.Flush(within(t, 20*time.Second)), "what is written again is behind what noticed")
 	require.Equal(t, 1, trusted(t, m.dsn, "49:0"))
 	require.NoError(t, m.c.Close())
 }
