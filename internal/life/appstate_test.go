@@ -250,22 +250,27 @@ func TestP2P3AppStateThroughKills(t *testing.T) {
 		}
 		l.await(ofKind(saidConnected))
 		require.NoError(t, l.server.WaitIdle(l.ctx))
-		failed := l.events(ofKind(saidUnsynced))
-		t.Logf("%d kills, %d changes, %d fetches did not verify", l.started-1, changed, len(failed))
-		if !b.ours && len(failed) > 0 {
-			return
-		}
 		var last []appstate.Mutation // what was lost between its MAC and itself comes now
 		for i := range people {
 			last = append(last, appstate.Contact(person(i), "P", fmt.Sprint("at last ", i)), appstate.Archive(person(i), true))
 		}
 		l.change(last...)
-		l.upToDate()
-		for i := range people {
-			l.awaitName(person(i), fmt.Sprint("at last ", i))
-			require.Eventually(t, func() bool { return l.chat(person(i)).Archived }, patience, tick)
+		arrived := func() bool {
+			for i := range people {
+				if l.name(person(i)) != fmt.Sprint("at last ", i) || !l.chat(person(i)).Archived {
+					return false
+				}
+			}
+			return true
 		}
-		l.requireSynced()
+		// What a kill spoilt on sqlstore may show only now: a MAC is missed when the next patch takes it away.
+		unsynced := func() int { return len(l.events(ofKind(saidUnsynced))) }
+		require.Eventually(t, func() bool { return arrived() || !b.ours && unsynced() > 0 }, patience, tick)
+		if b.ours {
+			l.upToDate()
+			l.requireSynced()
+		}
+		t.Logf("%d kills, %d changes, %d fetches did not verify", l.started-1, changed, unsynced())
 		l.requireOnePairing()
 	})
 }
