@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
@@ -28,7 +29,6 @@ func TestP7AFullBacklogIsNoReasonNotToWriteAgain(t *testing.T) {
 	m.goBack(true)
 	trust(t, "after:0", m.d)
 	require.NoError(t, m.c.Flush(within(t, 20*time.Second)))
-	require.NoError(t, m.c.Flush(within(t, 20*time.Second)), "what is written again is behind what noticed")
 	require.Equal(t, 1, trusted(t, m.dsn, "49:0"))
 	require.NoError(t, m.c.Close())
 }
@@ -257,4 +257,90 @@ func TestP6ADeletionThatATakeComesBeforeDeletesNothing(t *testing.T) {
 	require.NoError(t, err)
 	require.ErrorIs(t, <-deleted, pgstore.ErrOwnershipLost)
 	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances`))
+}
+
+// What is reported as durable has all behind it that was durable before, also while the rows are still being written again.
+func TestP5NothingIsDurableBeforeWhatCameBeforeItIsSoAgain(t *testing.T) {
+	t.Parallel()
+	m := newMoving(t, func(cfg *pgstore.Config) {
+		cfg.BatchSize, cfg.SynchronousTypes = 10, []string{"app_state_key"}
+	})
+	m.remember()
+	for i := range 100 {
+		trust(t, fmt.Sprintf("%d:0", i), m.d)
+	}
+	require.NoError(t, m.c.Flush(ctx))
+	m.goBack(true)
+	require.Zero(t, trusted(t, m.dsn, "99:0"))
+	require.NoError(t, m.d.AppStateKeys.PutAppStateSyncKey(ctx, []byte{1}, store.AppStateSyncKey{Data: []byte("key"), Fingerprint: []byte("print")}))
+	require.Equal(t, 100, scalar[int](t, m.dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'identity' AND key_id LIKE '%:0'`))
+	require.Zero(t, m.c.Stats().Batcher.Retries, "it was not waited for in between")
+	require.NoError(t, m.c.Close())
+}
+
+// The client does not store a pair again that it has stored, and without it a message has no address.
+func TestP2LIDPairsAreWrittenAgain(t *testing.T) {
+	t.Parallel()
+	for _, alive := range []bool{true, false} {
+		t.Run(fmt.Sprintf("the owner lives: %t", alive), func(t *testing.T) {
+			t.Parallel()
+			m := newMoving(t, func(cfg *pgstore.Config) { cfg.BatchSize = 10 })
+			other := process(t, m.dsn)
+			m.remember()
+			pn := func(n int) types.JID { return types.NewJID(fmt.Sprint("4917", n), types.DefaultUserServer) }
+			lid := func(n int) types.JID { return types.NewJID(fmt.Sprint("8817", n), types.HiddenUserServer) }
+			for i := range 50 {
+				require.NoError(t, other.LIDMap.PutLIDMapping(ctx, lid(i), pn(i)))
+				require.NoError(t, m.c.LIDMap.PutLIDMapping(ctx, lid(i), pn(i)))
+			}
+			if !alive {
+				require.NoError(t, m.c.Close())
+			}
+			m.goBack(true)
+			require.NoError(t, execSQL(t, m.dsn, `DELETE FROM whatsmeow.lid_map`))
+			who := m.c
+			if alive {
+				require.NoError(t, m.c.LIDMap.PutLIDMapping(ctx, lid(100), pn(1)), "newer than what was lost")
+				trust(t, "after:0", m.d)
+			} else { // who takes the instance knows pairs, too
+				who = other
+				_ = mustDevice(t, other, *m.d.ID)
+			}
+			require.NoError(t, who.Flush(ctx))
+			require.NoError(t, who.Flush(ctx))
+			require.Equal(t, 50, scalar[int](t, m.dsn, `SELECT count(*) FROM whatsmeow.lid_map WHERE pn LIKE '4917%'`))
+			if alive {
+				require.Equal(t, lid(100).User, scalar[string](t, m.dsn, `SELECT lid FROM whatsmeow.lid_map WHERE pn = $1`, pn(1).User))
+			}
+		})
+	}
+}
+
+// A device that was paired after the moment to which the database went back has no row there. It may have been deleted by somebody else, too, so
+// that it is not written again; but nobody is told that it was.
+func TestP7APairingThatADatabaseHasLostIsTold(t *testing.T) {
+	t.Parallel()
+	for _, promoted := range []bool{true, false} {
+		t.Run(fmt.Sprintf("another timeline: %t", promoted), func(t *testing.T) {
+			t.Parallel()
+			dsn, failOver := onTimelines(t)
+			stops := make(chan pgstore.Stop, 1)
+			c := process(t, dsn, func(cfg *pgstore.Config) { cfg.OnStop = func(s pgstore.Stop) { stops <- s } })
+			d := pair(t, c.NewDevice())
+			require.NoError(t, execSQL(t, dsn, `DELETE FROM whatsmeow.instances`))
+			if promoted {
+				failOver()
+			}
+			trust(t, "after:0", d)
+			err := c.Flush(ctx)
+			if !promoted {
+				require.NoError(t, err, "a device that was deleted is no failure")
+				require.ErrorIs(t, d.Identities.PutIdentity(ctx, "1:0", [32]byte{}), pgstore.ErrDeviceDeleted)
+				return
+			}
+			require.ErrorIs(t, err, pgstore.ErrDatabaseRewound)
+			require.ErrorIs(t, (<-stops).Err, pgstore.ErrDatabaseRewound)
+			require.ErrorIs(t, d.Identities.PutIdentity(ctx, "1:0", [32]byte{}), pgstore.ErrDatabaseRewound)
+		})
+	}
 }
