@@ -23,14 +23,7 @@ type Proxy struct {
 // NewProxy starts a proxy in front of the server that dsn names. It ends with the test.
 func NewProxy(t testing.TB, dsn string) *Proxy {
 	t.Helper()
-	u, err := url.Parse(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	upstream := u.Host
-	if u.Port() == "" {
-		upstream = net.JoinHostPort(u.Hostname(), "5432")
-	}
+	u, upstream := hostOf(t, dsn)
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	p := &Proxy{t: t, proxy: toxiproxy.NewProxy(server, "postgres", "127.0.0.1:0", upstream)}
 	p.Up()
@@ -38,6 +31,25 @@ func NewProxy(t testing.TB, dsn string) *Proxy {
 	u.Host = p.proxy.Listen
 	p.DSN = u.String()
 	return p
+}
+
+// hostOf is where a DSN leads to.
+func hostOf(t testing.TB, dsn string) (u *url.URL, host string) {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u.Port() == "" {
+		return u, net.JoinHostPort(u.Hostname(), "5432")
+	}
+	return u, u.Host
+}
+
+// Lead lets a proxy that is down lead to another server from now on.
+func (p *Proxy) Lead(dsn string) {
+	p.t.Helper()
+	_, p.proxy.Upstream = hostOf(p.t, dsn)
 }
 
 // Down breaks all connections and refuses new ones.
