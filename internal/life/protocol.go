@@ -23,6 +23,8 @@ type settings struct {
 	Synchronous bool // Client.SynchronousAck
 	Durable     bool // pgstore.Config.DurableAcks
 	Lazy        bool // pgstore flushes nothing that nobody waits for
+	Reserve     int  // pgstore.Config.Reserve, unless it is 0
+	Off         bool // pgstore keeps no message key from coming back, to show that the judge fires
 	RetryStore  bool // Client.UseRetryMessageStore
 	Answer      bool // the handler answers every text of somebody else before it returns
 

@@ -172,7 +172,8 @@ func (c *Cluster) Standby(how Replication) *Standby {
 // CatchUp waits until the standby has replayed all that is on the primary now.
 func (s *Standby) CatchUp() {
 	s.c.t.Helper()
-	now := s.c.text(s.c.primary, `SELECT pg_current_wal_insert_lsn()::text`)
+	s.c.exec(s.c.primary, `SELECT pg_logical_emit_message(true, '', '')`) // its commit flushes what came before it
+	now := s.c.text(s.c.primary, `SELECT pg_current_wal_flush_lsn()::text`)
 	s.c.await(s.l, `SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn`, now)
 }
 
