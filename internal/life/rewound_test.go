@@ -23,6 +23,7 @@ type rewound struct {
 	*talking
 	cluster *pgtest.Cluster
 	silent  *waserver.Contact // who answers nothing
+	named   []string          // the names that the phone has given to people
 }
 
 // newRewound is one on a cluster, that has talked to everybody.
@@ -32,7 +33,7 @@ func newRewound(t testing.TB, edit ...func(*settings)) *rewound {
 	few := func(s *settings) { s.Answer, s.Reserve = true, fewReserved }
 	l := newLifeOn(t, onPgstore, cluster.DSN, append([]func(*settings){few}, edit...)...)
 	l.troubles = []string{noConnection}
-	l.pairSynced(appstate.Contact(person(1), "P", "Person 1"), appstate.Archive(person(2), true))
+	l.pairSynced(appstate.Contact(person(0), "P", "Person 0"), appstate.Archive(person(0), true))
 	r := &rewound{talking: &talking{life: l, in: make(map[string][]*waserver.Contact), out: make(map[string][]*waserver.Contact)}, cluster: cluster}
 	r.silent = l.server.NewContact(waserver.ContactConfig{Devices: 2})
 	r.friends = []*waserver.Contact{r.silent, l.server.NewContact(waserver.ContactConfig{}), l.server.NewContact(waserver.ContactConfig{Devices: 2})}
@@ -83,8 +84,11 @@ func (r *rewound) talkAbout(what string) {
 	}
 	r.hear(r.server.NewContact(waserver.ContactConfig{Devices: 2}), "about "+what+", and nice to meet you")
 	r.tell(r.server.NewContact(waserver.ContactConfig{Devices: 2}), "nice to meet you, about "+what)
-	r.change(appstate.Contact(person(1), "P", what))
-	r.awaitName(person(1), what)
+	r.named = append(r.named, what)
+	r.change(appstate.Contact(person(len(r.named)), "P", what))
+	for i, name := range r.named {
+		r.awaitName(person(i+1), name) // also those that only the lost part of the database knew
+	}
 }
 
 // while lets the client and its contacts write at random while something happens, which is done in a goroutine of its own.
