@@ -24,6 +24,7 @@ type rewound struct {
 	cluster *pgtest.Cluster
 	silent  *waserver.Contact // who answers nothing
 	named   []string          // the names that the phone has given to people
+	first   *process          // which was frozen
 }
 
 // newRewound is one on a cluster, that has talked to everybody.
@@ -32,7 +33,7 @@ func newRewound(t testing.TB, edit ...func(*settings)) *rewound {
 	cluster := pgtest.NewCluster(t)
 	few := func(s *settings) { s.Answer, s.Reserve = true, fewReserved }
 	l := newLifeOn(t, onPgstore, cluster.DSN, append([]func(*settings){few}, edit...)...)
-	l.troubles = []string{noConnection}
+	l.troubles = []string{noConnection, keyUsed} // a send is refused whose chain is given up in the middle of it
 	l.pairSynced(appstate.Contact(person(0), "P", "Person 0"), appstate.Archive(person(0), true))
 	r := &rewound{talking: &talking{life: l, in: make(map[string][]*waserver.Contact), out: make(map[string][]*waserver.Contact)}, cluster: cluster}
 	r.silent = l.server.NewContact(waserver.ContactConfig{Devices: 2})
@@ -94,12 +95,21 @@ func (r *rewound) talkAbout(what string) {
 // while lets the client and its contacts write at random while something happens, which is done in a goroutine of its own.
 func (r *rewound) while(happen func()) {
 	r.t.Helper()
+	const around = 200 * time.Millisecond // there is traffic before and after it, too
 	over := make(chan time.Time)
 	go func() {
 		defer close(over) // also when it fails the test
+		time.Sleep(around)
 		happen()
+		time.Sleep(around)
 	}()
 	r.took("meanwhile", r.talkUntil(over))
+}
+
+// stats are the container's, as far as they are about databases that go back.
+func (r *rewound) stats() (s struct{ Healed, Replayed int64 }) {
+	r.t.Helper()
+	return ask[struct{ Healed, Replayed int64 }](r.life, command{Do: doStats})
 }
 
 // goOn lets the client talk on, die, and come back, and holds the store against what it promises.

@@ -17,6 +17,7 @@ import (
 	waLog "go.mau.fi/whatsmeow/util/log"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
+	"github.com/wataki/whatsmeow-pgstore/pgstore/filewitness"
 )
 
 // container is what is needed of both stores.
@@ -35,6 +36,19 @@ func (c *child) open() (container, error) {
 		return openSqlstore(c.ctx, c.DSN, c.log, tracer)
 	}
 	cfg := pgstore.Config{DSN: c.DSN, DurableAcks: c.Durable, Log: c.log, Reserve: c.Reserve}
+	if c.Trust {
+		cfg.OnTimelineChange = pgstore.Trust
+	}
+	if c.Leased {
+		cfg.Takes, cfg.Lease = pgstore.RespectLease, 2*time.Second
+	}
+	if c.Witness != "" {
+		witness, err := filewitness.Open(c.Witness)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Witness = witness
+	}
 	if c.Lazy {
 		cfg.FlushInterval, cfg.MaxRest = time.Hour, time.Hour
 	}
