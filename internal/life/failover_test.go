@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -57,6 +58,9 @@ var (
 		func(r *rewound) {
 			r.talkAbout("the tail")
 			r.save()
+			if r.set.Witness != "" {
+				time.Sleep(2 * time.Second) // it is told once a second
+			}
 			r.kill()
 		},
 		func(r *rewound, lose func()) {
