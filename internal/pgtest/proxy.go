@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	_ "github.com/Shopify/toxiproxy/v2/toxics" // registers reset_peer, timeout, limit_data
@@ -71,6 +72,16 @@ func (p *Proxy) CutAfter(bytes int, fromServer bool) {
 // Hang lets nothing through any more, without breaking a connection.
 func (p *Proxy) Hang() { p.toxic("timeout", true, `{"timeout": 0}`) }
 
+// Slow delays all that the server sends.
+func (p *Proxy) Slow(by time.Duration) {
+	p.toxic("latency", true, fmt.Sprintf(`{"latency": %d}`, by.Milliseconds()))
+}
+
+// SlowClose lets clients learn only after a delay that the server has closed a connection.
+func (p *Proxy) SlowClose(by time.Duration) {
+	p.toxic("slow_close", true, fmt.Sprintf(`{"delay": %d}`, by.Milliseconds()))
+}
+
 func (p *Proxy) toxic(kind string, fromServer bool, attributes string) {
 	p.t.Helper()
 	stream := "upstream"
@@ -83,5 +94,5 @@ func (p *Proxy) toxic(kind string, fromServer bool, attributes string) {
 	}
 }
 
-// Heal ends CutAfter and Hang.
+// Heal ends CutAfter, Hang, Slow and SlowClose.
 func (p *Proxy) Heal() { p.proxy.Toxics.ResetToxics(context.Background()) }
