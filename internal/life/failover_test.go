@@ -86,9 +86,12 @@ var (
 			r.process = r.first
 			r.look()
 			r.wake()
-			r.await(ofKind(saidReplaced)) // it reads now what it was told when it was cut off
-			r.do(command{Do: doReopen})
-			r.await(ofKind(saidConnected))
+			// It may still read why it was cut off. If not, it connects again by itself.
+			said := r.await(func(e event) bool { return e.Kind == saidReplaced || e.Kind == saidConnected })
+			if said.Kind == saidReplaced {
+				r.do(command{Do: doReopen})
+				r.await(ofKind(saidConnected))
+			}
 		},
 	}
 )

@@ -211,6 +211,14 @@ func (c *Cluster) lead(to *local) {
 	c.network.Up()
 }
 
+// Crash kills the primary, and starts it again on the data that it left.
+func (c *Cluster) Crash() {
+	c.t.Helper()
+	c.network.Down()
+	c.primary.kill()
+	c.restart()
+}
+
 // Timeline is the WAL timeline of the primary.
 func (c *Cluster) Timeline() string {
 	c.t.Helper()
