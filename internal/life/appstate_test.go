@@ -15,19 +15,25 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver/appstate"
 )
 
-// synced is a life of an account whose phone has settings: the client has fetched them all.
+// synced is a life of an account whose phone has settings, which the client has.
 func synced(t *testing.T, b backend, mutations ...appstate.Mutation) *life {
 	t.Helper()
 	l := newLife(t, b)
-	require.NoError(t, l.account.Apply(l.ctx, mutations...))
-	require.NoError(t, l.account.AppState().TakeSnapshot())
+	l.pairSynced(mutations...)
+	return l
+}
+
+// pairSynced pairs a client with the account whose phone has settings, and waits until it has fetched them all.
+func (l *life) pairSynced(mutations ...appstate.Mutation) {
+	l.t.Helper()
+	require.NoError(l.t, l.account.Apply(l.ctx, mutations...))
+	require.NoError(l.t, l.account.AppState().TakeSnapshot())
 	l.start()
 	l.pair()
 	for _, name := range client.AllPatchNames {
 		l.await(func(e event) bool { return e.Kind == saidSynced && e.Text == string(name) })
 	}
 	l.do(command{Do: doFlush})
-	return l
 }
 
 // upToDate waits until the client has every collection in its present version, and nothing is on its way.
