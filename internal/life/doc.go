@@ -4,7 +4,7 @@
 // the client talks.
 //
 //	go test ./internal/life                                       // the short form
-//	go test ./internal/life -life.rounds=100 -life.away=30s -timeout 60m
+//	go test ./internal/life -life.rounds=100 -life.away=30s -life.handovers=100 -timeout 60m
 //
 // What both stores are held against is in the tests. Sqlstore is the reference, with one exception: where it sends and receives
 // at once it uses message keys twice, and the contacts cannot read the messages. These are counted and logged.

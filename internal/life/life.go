@@ -28,6 +28,7 @@ import (
 var (
 	roundsFlag  = flag.Int("life.rounds", 10, "how often the client is killed")
 	awayFlag    = flag.Duration("life.away", 3*time.Second, "how long the database is away")
+	handOvers   = flag.Int("life.handovers", 8, "how often an instance is handed over to another process")
 	historyFlag = flag.Int("life.history", 20_000, "how many messages, people and tokens a history has")
 	seedFlag    = flag.Uint64("life.seed", 0, "what random tests draw from; 0 is something new each time")
 )
@@ -93,7 +94,7 @@ func newLife(t testing.TB, b backend, edit ...func(*settings)) *life {
 // newLifeOn is a life on a certain database.
 func newLifeOn(t testing.TB, b backend, dsn string, edit ...func(*settings)) *life {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience+time.Duration(*roundsFlag)*5*time.Second+3**awayFlag)
+	ctx, cancel := context.WithTimeout(context.Background(), patience+time.Duration(*roundsFlag)*5*time.Second+time.Duration(*handOvers)*10*time.Second+3**awayFlag)
 	t.Cleanup(cancel)
 	l := &life{t: t, ctx: ctx, backend: b, dsn: dsn}
 	l.db = newDatabase(t, b, l.dsn)
