@@ -40,11 +40,11 @@ func watchTable(ctx context.Context, dsn string) (err error) {
 	}
 }
 
-// tableQuery asks the views: all processes that live or have something, with the numbers of what they have, and what nobody has.
+// tableQuery asks the views: all workers that live, or did so a moment ago, with the numbers of what they have, and what nobody has.
 const tableQuery = `
 SELECT coalesce(nullif(p.address, ''), p.owner), CASE WHEN p.alive THEN 'alive' ELSE 'dead' END, extract(epoch FROM p.heartbeat_age)::float8, p.pending,
        (SELECT array_agg(split_part(split_part(o.jid, '@', 1), ':', 1) ORDER BY o.jid) FROM whatsmeow.owners o WHERE o.process = p.id), p.instances
-FROM whatsmeow.process_load p WHERE p.alive AND p.claims OR p.instances > 0
+FROM whatsmeow.process_load p WHERE p.claims AND p.heartbeat_age < '10 seconds' OR p.instances > 0
 UNION ALL
 SELECT 'nobody', '', 0, 0, array_agg(split_part(split_part(o.jid, '@', 1), ':', 1) ORDER BY o.jid), count(*)
 FROM whatsmeow.owners o WHERE o.process IS NULL HAVING count(*) > 0
