@@ -56,6 +56,9 @@ func (b *bot) handle(e any) bool {
 	case *events.StreamReplaced:
 		b.over.Store(true)
 		c.say(event{Kind: saidReplaced})
+		if c.Idle {
+			go c.replaced(b)
+		}
 	}
 	return true
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
@@ -48,6 +49,28 @@ func (c *child) stopped(s pgstore.Stop) {
 	c.say(event{Kind: saidStopped, Error: s.Err.Error(), Value: unsaved})
 	if c.Idle { // it has lost its instance so that another process of the test runs it
 		c.bot.Load().Disconnect()
+	}
+}
+
+// owner is what this process is called in the database.
+func owner() string { return fmt.Sprint("child ", os.Getpid()) }
+
+// replaced connects again if the instance is still ours: then somebody has logged in who has lost it and does not know. One that is cut off
+// from the database cannot be told, and its client connects again as often as it loses its connection. So the database says who gives way;
+// who cannot ask stays away until he can.
+func (c *child) replaced(b *bot) {
+	ours, ok := c.store.(*pgstore.Container)
+	if !ok {
+		return
+	}
+	all, err := ours.Instances(c.ctx)
+	if err == nil && len(all) == 1 && all[0].Owner == owner() && c.bot.Load() == b {
+		b.Disconnect()
+		b.over.Store(false)
+		err = b.Connect()
+	}
+	if err != nil {
+		c.log.Warnf("not connected again: %v", err)
 	}
 }
 

@@ -33,7 +33,7 @@ func (c *child) open() (container, error) {
 	if !c.Ours {
 		return openSqlstore(c.ctx, c.DSN, c.log, tracer)
 	}
-	cfg := pgstore.Config{DSN: c.DSN, DurableAcks: c.Durable, Log: c.log, Lease: c.Lease, TakeWait: c.TakeWait, OnStop: c.stopped}
+	cfg := pgstore.Config{DSN: c.DSN, Owner: owner(), DurableAcks: c.Durable, Log: c.log, Lease: c.Lease, TakeWait: c.TakeWait, OnStop: c.stopped}
 	if c.Lazy {
 		cfg.FlushInterval, cfg.MaxRest = time.Hour, time.Hour
 	}
