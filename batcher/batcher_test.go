@@ -465,6 +465,37 @@ func TestP3OnlyWhatIsToBeFlushedAgainIsRepeated(t *testing.T) {
 	})
 }
 
+// A flush that finds older writes gone puts them before its own segment and all that is pending.
+func TestP5WhatIsPutInFrontIsDurableFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		var b *batcher.Batcher[string, string, int]
+		var later batcher.Ticket
+		first := true
+		b, err := batcher.New(batcher.Config{SegmentSize: 2}, func(ctx context.Context, s []testSegment) ([]error, error) {
+			if first {
+				first = false
+				later = add(t, b.Lane("a"), put("later", 1))
+				require.NoError(t, b.Lane("a").PushFront([]testOp{put("x", 1), put("y", 1)}, []testOp{put("z", 1)}))
+				return []error{batcher.ErrAgain}, nil
+			}
+			return tb.flush(ctx, s)
+		})
+		require.NoError(t, err)
+		began := time.Now()
+		require.NoError(t, add(t, b.Lane("a"), put("k", 1)).Wait(ctx))
+		require.Equal(t, map[string]int{"x": 1, "y": 1, "z": 1, "k": 1}, maps.Clone(tb.lane("a")))
+		require.NoError(t, later.Wait(ctx))
+		require.Zero(t, time.Since(began), "without a pause")
+		require.Zero(t, b.Stats().Retries)
+		require.Zero(t, b.Stats().Pending)
+		require.Zero(t, b.Stats().PendingBytes)
+		require.Len(t, tb.flushed(), 4)
+		require.NoError(t, b.Close(ctx))
+		require.ErrorIs(t, b.Lane("a").PushFront([]testOp{put("k", 2)}), batcher.ErrClosed)
+	})
+}
+
 func TestCloseDoesNotWaitForWhatIsAlwaysToBeFlushedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, err := batcher.New(batcher.Config{}, func(context.Context, []testSegment) ([]error, error) {

@@ -125,6 +125,25 @@ func (l *Lane[L, K, V]) Push(groups ...[]Op[K, V]) error {
 	return nil
 }
 
+// PushFront is Push for what has to be durable before all that is pending, the segment that is being flushed included. Only the [FlushFunc] that
+// has that segment may call it, and its result for it must match [ErrAgain]. It is flushed again after them, without a pause.
+func (l *Lane[L, K, V]) PushFront(groups ...[]Op[K, V]) error {
+	l.b.mu.Lock()
+	defer l.b.mu.Unlock()
+	if err := l.refusalLocked(); err != nil {
+		return err
+	}
+	var front []*part[K, V]
+	for _, ops := range groups {
+		p := newPart[K, V]()
+		p.add(ops)
+		front = append(front, p)
+		l.b.mu.pending = l.b.mu.pending.plus(p.room())
+	}
+	l.queue = append(front, l.queue...)
+	return nil
+}
+
 func (l *Lane[L, K, V]) addLocked(ops []Op[K, V]) Ticket {
 	b := l.b
 	if len(ops) == 0 {

@@ -14,7 +14,8 @@ import (
 //     chain is reserved, [Config].Reserve ahead of where it stands. It never goes down for one chain.
 //  2. A send whose counter is below every ceiling that the database may hold for its chain leaves at once: below the one of the last
 //     durable row, and below those of flushes that are under way or whose result is unknown. One that is not waits for its
-//     own flush, which raises the ceiling. So on a chain that is durable nobody waits who sends fewer than Reserve messages per flush.
+//     own flush, which raises the ceiling. The send that uses up half of a reservation asks for a flush, so that on a chain that is durable nobody waits
+//     who sends fewer than half of Reserve while that flush takes.
 //  3. A chain that no row and no flush under way names can be lost, but not come back: its keys never repeat. But what the peer answers
 //     to it could not be read after a crash. So the first send on it waits, for a limited time (NewChains), and what begins a
 //     chain, nearly always a decrypt, asks for its flush at once, so that an answer a few milliseconds later finds it durable.
@@ -71,17 +72,20 @@ type use struct {
 	reached
 }
 
-// sent notes that the message keys of a chain below counter were used, and says what the last of them waits for.
-func (r *reservation) sent(chain, counter uint64) patience {
+// sent notes that the message keys of a chain below counter were used, and says what the last of them waits for. When half of what a row reserves, ahead,
+// is used up and no row that reserves more is on its way, its flush is asked for.
+func (r *reservation) sent(chain, counter, ahead uint64) patience {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.useLocked(reached{chain, counter})
-	lowest, known := r.ceilingsLocked(chain)
+	lowest, highest, known := r.ceilingsLocked(chain)
 	switch {
 	case known && counter > lowest:
 		return patienceDurable
 	case r.row.chain != chain: // nowhere, or its first flush is under way
 		return patienceNewChain
+	case highest < counter+ahead/2:
+		return patienceHurry
 	}
 	return patienceNone
 }
@@ -97,17 +101,21 @@ func (r *reservation) useLocked(now reached) {
 	r.used[at].raise(now)
 }
 
-// ceilingsLocked is the lowest ceiling that the database may hold for a chain.
-func (r *reservation) ceilingsLocked(chain uint64) (lowest uint64, known bool) {
+// ceilingsLocked are the lowest and the highest ceiling that the database may hold for a chain.
+func (r *reservation) ceilingsLocked(chain uint64) (lowest, highest uint64, known bool) {
 	if r.row.chain == chain {
-		lowest, known = r.row.counter, true
+		lowest, highest, known = r.row.counter, r.row.counter, true
 	}
 	for _, f := range r.flying {
-		if f.chain == chain && (!known || f.counter < lowest) {
-			lowest, known = f.counter, true
+		if f.chain != chain {
+			continue
 		}
+		if !known || f.counter < lowest {
+			lowest = f.counter
+		}
+		highest, known = max(highest, f.counter), true
 	}
-	return lowest, known
+	return lowest, highest, known
 }
 
 // reserve gives a value the ceiling of its row. One value has one ceiling, however often its flush is tried.
@@ -250,6 +258,17 @@ func (r *reservation) replayed(v *recordValue, keep bool) {
 		r.givenUp, r.lost = true, r.version
 		r.abandoned = append(r.abandoned, sendingChains(v.form.Load().record)...)
 	}
+}
+
+// giveUp gives up all sending chains of the value and of earlier ones, in the rows that are still to be flushed.
+func (v *recordValue) giveUp() {
+	sends := v.form.Load().sends
+	if sends == nil {
+		return
+	}
+	sends.mu.Lock()
+	defer sends.mu.Unlock()
+	sends.givenUp, sends.lost = true, max(sends.lost, v.version)
 }
 
 // reserve gives a record that is about to be flushed its ceiling, also one that is only moved and was not used since it was read.

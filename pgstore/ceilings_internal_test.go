@@ -64,21 +64,38 @@ func TestP4ARowThatWaitedInABacklogReservesWhatWasUsedSince(t *testing.T) {
 	v := putOver(nil, sessionOf(x, 1))
 	sends := sendsOf(v)
 	chain, _ := v.sending()
-	sends.sent(chain, 1)
+	sends.sent(chain, 1, 64)
 	last := v
 	for n := 2; n <= 1000; n++ {
 		last = putOver(last, sessionOf(x, n))
-		sends.sent(chain, uint64(n))
+		sends.sent(chain, uint64(n), 64)
 	}
 	for _, b := range "abcdefgh" {
 		last = putOver(last, sessionOf(chainName(byte(b)), 1))
 		other, _ := last.sending()
-		sends.sent(other, 1)
+		sends.sent(other, 1, 64)
 	}
 	v.reserve(64)
 	require.Greater(t, v.ceiling, uint64(1000))
 	last.durable()
 	require.Empty(t, sends.used, "no row of an earlier value comes any more")
+}
+
+// In steady traffic a chain that is durable has its next row on its way before the reservation is used up.
+func TestHalfOfAReservationAsksForAFlush(t *testing.T) {
+	t.Parallel()
+	x := chainName('x')
+	v := putOver(nil, sessionOf(x, 1))
+	sends := sendsOf(v)
+	chain, _ := v.sending()
+	v.reserve(64)
+	v.durable() // up to 65
+	require.Equal(t, patienceNone, sends.sent(chain, 33, 64))
+	require.Equal(t, patienceHurry, sends.sent(chain, 34, 64))
+	next := putOver(v, sessionOf(x, 34))
+	next.reserve(64) // up to 98, under way
+	require.Equal(t, patienceNone, sends.sent(chain, 65, 64))
+	require.Equal(t, patienceDurable, sends.sent(chain, 66, 64), "it is not there yet")
 }
 
 func TestP4AMergedChainObeysTheRowThatIsStillToComeAtItsOldPlace(t *testing.T) {
@@ -92,7 +109,7 @@ func TestP4AMergedChainObeysTheRowThatIsStillToComeAtItsOldPlace(t *testing.T) {
 	merged.follow(lid, moved)
 	pn.reserve(64)
 	chain, _ := merged.sending()
-	require.Equal(t, patienceDurable, sendsOf(merged).sent(chain, 1000))
+	require.Equal(t, patienceDurable, sendsOf(merged).sent(chain, 1000, 64))
 }
 
 func TestP4ARecordThatIsOnlyMovedKeepsACeiling(t *testing.T) {
@@ -120,7 +137,7 @@ func TestP4AChainThatWaitsAtItsOldPlaceIsLimited(t *testing.T) {
 	merged.follow(lid, moved)
 	promoted := putOver(merged, sessionOf(w, 100, stateOf(z, 0), stateOf(l, 0)))
 	chain, _ := promoted.sending()
-	wait := sendsOf(promoted).sent(chain, 100) // 100 messages
+	wait := sendsOf(promoted).sent(chain, 100, 64) // 100 messages
 	waits.reserve(64)
 	require.Less(t, waits.ceiling, uint64(100), "the row that is to come reserves no more")
 	require.Equal(t, patienceDurable, wait, "so the send has to wait")

@@ -380,13 +380,8 @@ func (x *chaos) read(who int, in inbound) {
 func (x *chaos) sendGroup() {
 	sending, cancel := x.limited()
 	defer cancel()
-	distribution, err := x.ours.JoinGroup(sending, x.group)
-	if err != nil {
-		x.notLeft++
-		return
-	}
 	text := fmt.Sprint("to all ", x.left)
-	node, err := x.ours.SendGroup(sending, x.group, []byte(text))
+	node, distribution, err := x.ours.SendGroupAnew(sending, x.group, []byte(text))
 	if err != nil {
 		x.notLeft++
 		return

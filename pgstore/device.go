@@ -570,13 +570,13 @@ func (c *Container) deleteDevice(ctx context.Context, d *store.Device, id string
 		return nil // another device lives under this id: this one was never stored
 	}
 	err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
-		var epoch int64
-		err := c.pool.QueryRow(ctx, c.sql(`WITH gone AS (DELETE FROM {schema}.instances WHERE id = $1 AND epoch = $2)
-			SELECT epoch FROM {schema}.instances WHERE id = $1`), pgx.QueryExecModeExec, id, in.epoch()).Scan(&epoch)
+		var deleted bool
+		err := c.pool.QueryRow(ctx, c.sql(`WITH gone AS (DELETE FROM {schema}.instances WHERE id = $1 AND epoch = $2 RETURNING id)
+			SELECT EXISTS (SELECT FROM gone) FROM {schema}.instances WHERE id = $1`), pgx.QueryExecModeExec, id, in.epoch()).Scan(&deleted)
 		switch {
 		case errors.Is(err, pgx.ErrNoRows): // an earlier attempt was committed, and its answer was lost
 			return nil
-		case err == nil && epoch != in.epoch(): // somebody else's, or of a database that went back
+		case err == nil && !deleted: // somebody else's, or of a database that went back
 			return in.moved()
 		}
 		return err

@@ -176,7 +176,7 @@ func TestP6AnInstanceThatWasTakenHoldsUpNobodyElse(t *testing.T) {
 	require.NoError(t, execSQL(t, dsn,
 		`CREATE TABLE fake.mute ()`,
 		`CREATE OR REPLACE FUNCTION fake.pg_walfile_name(pg_lsn) RETURNS text LANGUAGE plpgsql AS $$ BEGIN
-			IF current_query() LIKE 'SELECT id, epoch%' AND to_regclass('fake.mute') IS NOT NULL THEN RAISE 'not now' USING ERRCODE = '57014'; END IF;
+			IF current_query() LIKE 'SELECT l.id, coalesce(i.epoch%' AND to_regclass('fake.mute') IS NOT NULL THEN RAISE 'not now' USING ERRCODE = '57014'; END IF;
 			RETURN lpad('1', 8, '0');
 		END $$`))
 	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn})

@@ -575,7 +575,7 @@ func TestManyGoroutinesOpenOneInstanceOnce(t *testing.T) {
 	c, dsn := open(t)
 	id := *pair(t, c.NewDevice()).ID
 	require.NoError(t, c.Close())
-	before := scalar[int64](t, dsn, `SELECT epoch FROM whatsmeow.instances`)
+	before := scalar[int64](t, dsn, `SELECT last_value FROM whatsmeow.epochs`)
 	c = reopen(t, dsn)
 	var wg sync.WaitGroup
 	for range 16 {
@@ -586,7 +586,7 @@ func TestManyGoroutinesOpenOneInstanceOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.Equal(t, before+1, scalar[int64](t, dsn, `SELECT epoch FROM whatsmeow.instances`))
+	require.Equal(t, before+1, scalar[int64](t, dsn, `SELECT last_value FROM whatsmeow.epochs`), "each take draws one")
 }
 
 func TestAForgottenCloseLosesNoPairingAndNothingFlushed(t *testing.T) {

@@ -181,6 +181,9 @@ func (o *opColumns) add(s segment, ahead int) error {
 			var err error
 			if rec, ok := w.Value.Value.(*recordValue); ok {
 				rec.reserve(ahead)
+				if rec.era < s.Lane.era.Load() { // nothing in memory need have it any more: it was deleted or moved since
+					rec.giveUp()
+				}
 			}
 			if data, err = encode(w.Value.Value); err != nil {
 				return fmt.Errorf("pgstore: encoding %s: %w", typeName(w.Key.Type), err)
@@ -206,6 +209,7 @@ var errAgain = errors.New("pgstore: changed meanwhile")
 
 // resolve finds out why the database did not take segments, and returns those to be sent again.
 //
+//  0. It has no row: its device was deleted. Where the database went back it may be that its pairing was lost, which is told as such.
 //  1. Somebody else has the instance: a later take is in the row, or any on a timeline on which this process has never been. A failover that
 //     lost a take gives its epoch out again, so the number alone does not tell.
 //  2. A segment's content never changes once it was sent, so a seq that is one ahead under our epoch means that an earlier
@@ -219,8 +223,8 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 	for i, s := range segments {
 		ids[i] = s.Lane.id
 	}
-	rows, err := c.pool.Query(ctx, c.sql(`SELECT id, epoch, seq, timeline, substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
-		FROM {schema}.instances WHERE id = ANY($1)`), pgx.QueryExecModeExec, ids)
+	rows, err := c.pool.Query(ctx, c.sql(`SELECT l.id, coalesce(i.epoch, 0), coalesce(i.seq, 0), coalesce(i.timeline, ''), substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+		FROM unnest($1::text[]) AS l (id) LEFT JOIN {schema}.instances i USING (id)`), pgx.QueryExecModeExec, ids)
 	if err != nil {
 		return segments, err
 	}
@@ -236,13 +240,16 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 	}
 	for i, s := range segments {
 		in := s.Lane
-		r, exists := stored[in.id]
+		r := stored[in.id]
 		at, claim := in.at(), in.claimed()
 		moved := now != at.timeline
 		leaving := c.closed() || in.releasing.Load()
 		trusted := !moved || c.cfg.OnTimelineChange == Trust
 		switch {
-		case !exists:
+		case r.epoch == 0 && !trusted: // deleted, or paired after the moment to which the database went back
+			ended[in] = ErrDatabaseRewound
+			continue
+		case r.epoch == 0:
 			ended[in] = c.gone(in)
 		case leaving && r.epoch == claim: // who is letting go does not come back
 			ended[in] = ErrDatabaseRewound
@@ -265,7 +272,9 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 		default:
 			err = c.replay(ctx, in, r)
 		}
-		if err != nil {
+		if errors.Is(err, batcher.ErrAgain) {
+			ended[in], err = err, nil
+		} else if err != nil {
 			return append(rest, segments[i:]...), err
 		}
 		if ended[in] == nil {

@@ -36,10 +36,12 @@ type LIDMap struct {
 		version uint64            // grows with every pair that is learnt
 		synced  *time.Time        // by the database's clock, when memory was compared with what others have stored; nil for never
 		queue   []*lidBatch       // what is not saved, in order
+		lost    map[string]string // LIDs by phone number that a database which went back may have lost, to be queued when nothing else is
+		rewound time.Time         // when that was noticed
 		room    chan struct{}     // closed when the queue gets shorter; nil if nobody waits for that
 		saving  bool              // the saver runs
 		closed  bool
-		lost    int   // pairs that were seen and then refused
+		refused int   // pairs that were seen and then refused
 		refusal error // why
 	}
 }
@@ -64,9 +66,10 @@ func newLIDMap(c *Container) *LIDMap {
 
 // flush waits until all pairs that were put before are saved.
 func (m *LIDMap) flush(ctx context.Context) error {
-	m.mu.RLock()
+	m.mu.Lock()
+	m.queueLostLocked(len(m.mu.lost))
 	batches := slices.Clone(m.mu.queue)
-	m.mu.RUnlock()
+	m.mu.Unlock()
 	for _, batch := range batches {
 		select {
 		case <-batch.done:
@@ -103,8 +106,8 @@ func (m *LIDMap) close(ctx context.Context) error {
 	if unsaved > 0 {
 		errs = append(errs, fmt.Errorf("%w: %d LID pairs are not saved", ErrUnavailable, unsaved))
 	}
-	if m.mu.lost > 0 {
-		errs = append(errs, fmt.Errorf("pgstore: %d LID pairs were refused: %w", m.mu.lost, m.mu.refusal))
+	if m.mu.refused > 0 {
+		errs = append(errs, fmt.Errorf("pgstore: %d LID pairs were refused: %w", m.mu.refused, m.mu.refusal))
 	}
 	return errors.Join(errs...)
 }
@@ -418,11 +421,51 @@ func (m *LIDMap) addLocked(pn, lid string) *lidBatch {
 		delete(batch.byLID, old)
 	}
 	batch.pairs[pn], batch.byLID[lid] = lid, pn
+	m.saveLocked()
+	return batch
+}
+
+func (m *LIDMap) saveLocked() {
 	if !m.mu.saving {
 		m.mu.saving = true
 		m.c.background(m.run)
 	}
-	return batch
+}
+
+// again writes all pairs that are in memory once more, after the database went back. It did that once for all instances that notice within a second.
+func (m *LIDMap) again() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.closed || time.Since(m.mu.rewound) < time.Second {
+		return
+	}
+	m.mu.rewound, m.mu.lost = time.Now(), make(map[string]string, len(m.mu.lids))
+	for pn, lid := range m.mu.lids {
+		if lid != "" {
+			m.mu.lost[pn] = lid
+		}
+	}
+	m.saveLocked()
+}
+
+// queueLostLocked queues up to n pairs that may be lost, but for those of which something newer is known or queued.
+func (m *LIDMap) queueLostLocked(n int) {
+	for pn, lid := range m.mu.lost {
+		if n--; n < 0 {
+			return
+		}
+		delete(m.mu.lost, pn)
+		knownLID, known1 := m.mu.lids[pn]
+		knownPN, known2 := m.mu.pns[lid]
+		queued := slices.ContainsFunc(m.mu.queue, func(batch *lidBatch) bool {
+			_, samePN := batch.pairs[pn]
+			_, sameLID := batch.byLID[lid]
+			return samePN || sameLID
+		})
+		if !queued && (!known1 || knownLID == lid) && (!known2 || knownPN == pn) {
+			m.addLocked(pn, lid)
+		}
+	}
 }
 
 // roomLocked lets those go on who wait for the queue to get shorter.
@@ -437,6 +480,9 @@ func (m *LIDMap) roomLocked() {
 func (m *LIDMap) run(ctx context.Context) {
 	for {
 		m.mu.Lock()
+		if len(m.mu.queue) == 0 {
+			m.queueLostLocked(m.c.segmentSize())
+		}
 		m.mu.saving = len(m.mu.queue) > 0
 		if !m.mu.saving {
 			m.mu.Unlock()
@@ -456,7 +502,7 @@ func (m *LIDMap) run(ctx context.Context) {
 		m.learnLocked(m.notSupersededLocked(batch))
 		if batch.seen {
 			for _, err := range batch.refused {
-				m.mu.lost++
+				m.mu.refused++
 				m.mu.refusal = err
 			}
 		}

@@ -111,6 +111,16 @@ func used(chain *chainState, index uint32) bool {
 	return true
 }
 
+// foundChains are the sending chains of the states that can be found: libsignal leaves one that it has promoted in the archive, as it was.
+func foundChains(r *sessionRecord) (chains []*chainState) {
+	for _, st := range statesOf(r) {
+		if find(r, st) == st {
+			chains = append(chains, st.SenderChain)
+		}
+	}
+	return chains
+}
+
 func requireMerged(t *testing.T, by writer, result []byte, left *past, stored, written []byte) {
 	_, err := record.NewSessionFromBytes(result, store.SignalProtobufSerializer.Session, store.SignalProtobufSerializer.State)
 	require.NoError(t, err, "libsignal cannot read what was merged")
@@ -123,24 +133,27 @@ func requireMerged(t *testing.T, by writer, result []byte, left *past, stored, w
 	after := func(chain *chainState) (reached uint64, known bool) {
 		for _, c := range chainsOf(merged) {
 			if sameChain(c, chain) {
-				return uint64(c.ChainKey.Index), true
+				reached, known = max(reached, uint64(c.ChainKey.Index)), true
 			}
 		}
-		return left.reached(chainID(chain))
+		if !known {
+			return left.reached(chainID(chain))
+		}
+		return reached, known
 	}
-	for _, chain := range chainsOf(s) {
+	for _, chain := range foundChains(s) {
 		reached, known := after(chain)
 		require.True(t, known, "a sending chain that was stored is forgotten")
 		require.GreaterOrEqual(t, reached, uint64(chain.ChainKey.Index), "a sending chain went back")
 	}
-	for _, chain := range chainsOf(w) {
+	for _, chain := range foundChains(w) {
 		if reached, known := after(chain); known {
 			require.GreaterOrEqual(t, reached, uint64(chain.ChainKey.Index), "a sending chain went back")
 		}
 	}
 	for _, st := range statesOf(merged) {
 		if find(merged, st) != st {
-			continue // libsignal leaves a state that it has promoted in the archive as it was
+			continue // see foundChains
 		}
 		for _, chain := range st.ReceiverChains {
 			a, b := receiving(s, st, chain), receiving(w, st, chain)
@@ -165,37 +178,62 @@ func FuzzP4MergedSessions(f *testing.F) {
 	f.Add([]byte{2, 0, 6}, []byte{2, 8, 14, 0}, []byte{5, 0, 3})
 	f.Add([]byte{5, 5, 2}, []byte{0, 4, 10, 0, 2}, []byte{2, 8, 8, 0, 0, 14})
 	f.Add([]byte{}, []byte{2}, []byte{8})
-	f.Fuzz(func(t *testing.T, before, one, other []byte) {
-		const most = 12
-		c := newCouple(t)
-		base := c.live(c.session(), nil, before[:min(len(before), most)])
-		var waiting letters
-		for i := range 6 {
-			waiting = append(waiting, c.write(i == 3))
-		}
-		stored := c.live(base, waiting, one[:min(len(one), most)])
-		decrypted := c.live(base, waiting, other[:min(len(other), most)])
-		once, twice, anew := []byte{6}, []byte{6, 6}, []byte{5} // what a send does
-		sent := c.live(base, waiting, [][]byte{once, anew, twice}[len(other)%3])
-		for by, written := range map[writer][]byte{writerSend: sent, writerDecrypt: decrypted, writerMigration: decrypted, writerUnknown: sent} {
-			for _, known := range []bool{true, false} {
-				put := putting{kind: typeSession, record: newRecord(written), text: written, by: by, stored: newRecord(stored), before: stored, readable: true}
-				if known && (by == writerSend || by == writerDecrypt) {
-					put.base, put.known = newRecord(base), true
-				}
-				out, err := new(instance).overSession(put)
-				if by == writerSend && (put.known || len(other)%3 != 2) && mustRefuse(t, base, stored, written) {
-					require.ErrorIs(t, err, ErrMessageKeyUsed)
-					continue
-				}
-				if by == writerSend && errors.Is(err, ErrMessageKeyUsed) {
-					continue // on a chain that was stepped over, of which no past is known here
-				}
-				require.NoError(t, err)
-				requireMerged(t, by, out.form.Load().record, out.past, stored, written)
+	f.Fuzz(mergeDescendants)
+}
+
+// mergeDescendants lives two lives on from one, and merges them: whole, and what one call of the client makes of the common base as a Put would.
+func mergeDescendants(t *testing.T, before, one, other []byte) {
+	const most = 12
+	c := newCouple(t)
+	base := c.live(c.session(), nil, before[:min(len(before), most)])
+	var waiting letters
+	for i := range 6 {
+		waiting = append(waiting, c.write(i == 3))
+	}
+	stored := c.live(base, waiting, one[:min(len(one), most)])
+	decrypted := c.live(base, waiting, other[:min(len(other), most)])
+	once, twice, anew := []byte{6}, []byte{6, 6}, []byte{5} // what a send does
+	sent := c.live(base, waiting, [][]byte{once, anew, twice}[len(other)%3])
+	read := c.live(base, waiting, []byte{byte(2 + 6*len(one))}) // one of the messages, as a decrypt does
+	for _, w := range []struct {
+		by     writer
+		text   []byte
+		single bool // it is what one call of the client makes of the base
+	}{
+		{writerSend, sent, true},
+		{writerUnknown, sent, true},
+		{writerDecrypt, read, true},
+		{writerUnknown, read, true},
+		{writerDecrypt, decrypted, false},
+		{writerMigration, decrypted, false},
+	} {
+		for _, known := range []bool{true, false} {
+			put := putting{kind: typeSession, record: newRecord(w.text), text: w.text, by: w.by, stored: newRecord(stored), before: stored, readable: true}
+			if known && (w.by == writerSend || w.by == writerDecrypt) {
+				put.base, put.known = newRecord(base), true
 			}
+			var result []byte
+			var left *past
+			var err error
+			if w.single {
+				var out *recordValue
+				if out, err = new(instance).overSession(put); err == nil {
+					result, left = out.form.Load().record, out.past
+				}
+			} else {
+				result, left, err = new(instance).mergeTexts(put)
+			}
+			if w.by == writerSend && (put.known || len(other)%3 != 2) && mustRefuse(t, base, stored, w.text) {
+				require.ErrorIs(t, err, ErrMessageKeyUsed)
+				continue
+			}
+			if w.by == writerSend && errors.Is(err, ErrMessageKeyUsed) {
+				continue // on a chain that was stepped over, of which no past is known here
+			}
+			require.NoError(t, err)
+			requireMerged(t, w.by, result, left, stored, w.text)
 		}
-	})
+	}
 }
 
 // mustRefuse says whether the message key of a send was used by what is stored.

@@ -320,6 +320,23 @@ func TestP4ASendAcrossADatabaseThatWentBackDoesNotLeave(t *testing.T) {
 	require.Equal(t, int64(2), m.c.Stats().Refused)
 }
 
+// Nor does one whose message key nobody has used here: somebody else may have, in the tail that was lost.
+func TestP4ASendThatHeldASessionWhenItsChainsWereGivenUpDoesNotLeave(t *testing.T) {
+	t.Parallel()
+	m := newMoving(t)
+	address := m.peer.Address().SignalAddress().String()
+	m.send("before")
+	m.remember()
+	held, err := m.d.Sessions.GetManySessions(ctx, []string{address})
+	require.NoError(t, err)
+	m.goBack(true)
+	trust(t, "1:0", m.d)
+	require.NoError(t, m.c.Flush(ctx))
+	require.Equal(t, int64(1), m.c.Stats().Replayed)
+	require.ErrorIs(t, m.d.Sessions.PutManySessions(ctx, map[string][]byte{address: sentOnce(t, held[address])}), pgstore.ErrMessageKeyUsed)
+	require.True(t, m.send("anew"))
+}
+
 // Who is closing does not come back for an instance: what he could not save is told.
 func TestP7AShutdownTellsOfADatabaseThatWentBack(t *testing.T) {
 	t.Parallel()

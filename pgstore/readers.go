@@ -108,12 +108,21 @@ func (rs *readers) set(k cache.Key, list []*reader) {
 
 // remove forgets a reader.
 func (rs *readers) remove(r *reader) {
-	is := func(other *reader) bool { return other == r }
 	if r.many() {
-		rs.many = slices.DeleteFunc(rs.many, is)
+		rs.many = without(rs.many, r)
 	} else {
-		rs.set(r.plain, slices.DeleteFunc(rs.plain[r.plain], is))
+		rs.set(r.plain, without(rs.plain[r.plain], r))
 	}
+}
+
+// without looks from the end, where who puts nearly always is: a group send reads its sender key twice and puts it once.
+func without(list []*reader, r *reader) []*reader {
+	for i, other := range slices.Backward(list) {
+		if other == r {
+			return slices.Delete(list, i, i+1)
+		}
+	}
+	return list
 }
 
 // source is what is known of where a Put of a record comes from.

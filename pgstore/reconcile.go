@@ -177,7 +177,7 @@ func (in *instance) waitFor(put putting, out *recordValue, inside bool) patience
 		chain, counter := put.record.sending()
 		wait := patienceDurable
 		if chain != 0 {
-			wait = out.form.Load().sends.sent(chain, counter)
+			wait = out.form.Load().sends.sent(chain, counter, uint64(in.c.cfg.Reserve)) //nolint:gosec // from 1 to 1,000
 		}
 		switch {
 		case in.c.cfg.Sends == WriteBehind, wait == patienceNewChain && in.c.cfg.Sends == Reserved && in.c.cfg.NewChains == WriteBehind:

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/wataki/whatsmeow-pgstore/batcher"
 	"github.com/wataki/whatsmeow-pgstore/cache"
 )
 
@@ -27,10 +28,13 @@ import (
 // Who has it and lives replays (replay): its memory is newer than the rows.
 //
 //  1. Take the instance anew, under an epoch that was drawn before: so a lost answer is known to be ours.
-//  2. At one moment, under the lock of its keys: give up all sending chains in memory, heal what is published, queue all that is held in memory behind what
-//     is pending, and delete the rows that have come back. What is not held (what was evicted) stays abandoned with its row. App-state versions are
-//     dropped, since their MACs are hardly ever in memory.
+//  2. At one moment, under the lock of its keys: give up all sending chains in memory, queue what memory holds of older writes before all that is
+//     pending, so that nothing is reported as durable before what came before it is so again, and heal what is published behind that. Rows that have come
+//     back are deleted. What is not held (what was evicted) stays abandoned with its row. App-state versions are dropped, since their MACs are
+//     hardly ever in memory.
 //  3. The flush goes on under the new epoch.
+//
+// Pairs of phone numbers and LIDs that memory holds are written again as well.
 //
 // Chains are given up because somebody else may have had the instance in the tail that was lost, and have sent on them above our ceilings.
 // Only where takes respect leases, and ours never lapsed, nobody has: then they stay, with no ceiling on disk, as if they were new.
@@ -52,12 +56,13 @@ func (c *Container) heal(ctx context.Context, in *instance) error {
 	if err != nil {
 		return err
 	}
-	err = in.rewrite(append(stored, counterKey), func() {}, func(k cache.Key, _ cache.Held, v value) (cache.Write[value], bool) {
+	err = in.rewrite(append(stored, counterKey), nil, func() {}, func(k cache.Key, _ cache.Held, v value) (cache.Write[value], bool) {
 		return published(k, v, through)
 	})
 	if err != nil {
 		return err
 	}
+	c.LIDMap.again()
 	c.healed.Add(1)
 	c.cfg.Logger.Warn("pgstore: database went back or may have, sending chains are abandoned", "instance", in.id)
 	return nil
@@ -100,7 +105,11 @@ FROM ` + database + `
 WHERE i.id = $1 AND i.epoch = $2 AND i.seq = $3 AND i.timeline = $4
 RETURNING i.epoch, i.seq, i.timeline, i.step_through, i.abandon_through, ` + durably
 
-// replay takes an instance anew whose row was found to be older than what this process knows, and queues what is in memory.
+// errReplayed is the result of a segment before which older writes were queued.
+var errReplayed = fmt.Errorf("%w: after what was written before it", batcher.ErrAgain)
+
+// replay takes an instance anew whose row was found to be older than what this process knows, and queues what is in memory. It fails with
+// errReplayed if that comes before what is being flushed.
 func (c *Container) replay(ctx context.Context, in *instance, found position) error {
 	if in.claimed() < 0 {
 		var claim int64
@@ -130,11 +139,11 @@ func (c *Container) replay(ctx context.Context, in *instance, found position) er
 		return err
 	}
 	keep := c.cfg.Takes == RespectLease && c.lease.lapsed() == in.lapses && lapses == in.lapses || c.ignoreMarks
-	count := 0
+	older := make(map[cache.Key]bool)
 	if !slices.Contains(stored, counterKey) {
 		stored = append(stored, counterKey)
 	}
-	err = in.rewrite(stored, func() {
+	err = in.rewrite(stored, older, func() {
 		in.fence.Lock()
 		in.fence.epoch, in.fence.seq, in.fence.timeline, in.fence.claim = t.epoch, t.seq, t.timeline, 0
 		in.fence.Unlock()
@@ -148,36 +157,44 @@ func (c *Container) replay(ctx context.Context, in *instance, found position) er
 		if rec, ok := v.(*recordValue); ok {
 			rec.replayed(keep)
 		}
-		w, ok := replayed(k, held, v, keep, t.abandonThrough)
-		if ok {
-			count++
+		if w, ok := replayed(k, v, keep, t.abandonThrough); ok {
+			return w, ok
 		}
+		w, ok := again(k, held, v)
+		older[k] = ok
 		return w, ok
 	})
 	if err != nil {
 		return err
 	}
 	in.dropOpenGroups()
+	c.LIDMap.again()
 	c.replayed.Add(1)
-	c.cfg.Logger.Warn("pgstore: database went back or may have, instance taken anew and written again", "instance", in.id, "keys", count, "chains_kept", keep)
+	c.cfg.Logger.Warn("pgstore: database went back or may have, instance taken anew and written again", "instance", in.id, "keys", len(older), "chains_kept", keep)
+	if len(older) > 0 {
+		return errReplayed
+	}
 	return nil
 }
 
-// replayed is what is written of a key when the rows are older than memory. keep is whether nobody else can have published anything.
-func replayed(k cache.Key, held cache.Held, v value, keep bool, through int64) (cache.Write[value], bool) {
-	counter, _ := v.(*credsValue)
+// replayed is what becomes of a key that others have seen when the rows are older than memory; false for any other one. keep is whether nobody else can
+// have published anything.
+func replayed(k cache.Key, v value, keep bool, through int64) (cache.Write[value], bool) {
 	switch {
 	case keep && k == counterKey:
 		next := uint32(1)
-		if counter != nil {
+		if counter, ok := v.(*credsValue); ok {
 			next = counter.NextPreKeyID
 		}
 		return put(k, &credsValue{NextPreKeyID: next, HealedThrough: through})
-	case !keep || k.Type != typePreKey:
-		if w, ok := published(k, v, through); ok {
-			return w, true
-		}
+	case keep && k.Type == typePreKey:
+		return cache.Write[value]{}, false
 	}
+	return published(k, v, through)
+}
+
+// again is what is written of a key to have it as memory has it.
+func again(k cache.Key, held cache.Held, v value) (cache.Write[value], bool) {
 	switch residency := keyTypes[k.Type].residency; {
 	case residency == cache.OnDemand || held == cache.HeldNot: // what is not in memory stays as it is
 	case held == cache.HeldUnknown:
@@ -188,9 +205,9 @@ func replayed(k cache.Key, held cache.Held, v value, keep bool, through int64) (
 	return cache.Write[value]{}, false
 }
 
-// rewrite is [cache.Instance.Rewrite] with what it writes queued, in groups that fit a flush, however much is pending. The pre-key counter comes last:
-// it says that all the rest is there. then runs when it is queued.
-func (in *instance) rewrite(others []cache.Key, then func(), decide func(cache.Key, cache.Held, value) (cache.Write[value], bool)) error {
+// rewrite is [cache.Instance.Rewrite] with what it writes queued, in groups that fit a flush, however much is pending: before that if it is older, else
+// behind it. The pre-key counter comes last: it says that all the rest is there. then runs when it is queued.
+func (in *instance) rewrite(others []cache.Key, older map[cache.Key]bool, then func(), decide func(cache.Key, cache.Held, value) (cache.Write[value], bool)) error {
 	return in.keys.Rewrite(others, func(writes []cache.Write[value]) error {
 		order := func(k cache.Key) int {
 			if k == counterKey {
@@ -199,15 +216,19 @@ func (in *instance) rewrite(others []cache.Key, then func(), decide func(cache.K
 			return int(k.Type)
 		}
 		slices.SortStableFunc(writes, func(a, b cache.Write[value]) int { return cmp.Compare(order(a.Key), order(b.Key)) })
-		var groups [][]op
-		for piece := range slices.Chunk(writes, in.c.segmentSize()) {
-			ops := make([]op, len(piece))
-			for i, w := range piece {
-				ops[i] = newOp(w)
+		var front, back []op
+		for _, w := range writes {
+			if older[w.Key] {
+				front = append(front, newOp(w))
+			} else {
+				back = append(back, newOp(w))
 			}
-			groups = append(groups, ops)
 		}
-		if err := in.lane.Push(groups...); err != nil {
+		groups := func(ops []op) [][]op { return slices.Collect(slices.Chunk(ops, in.c.segmentSize())) }
+		if err := in.lane.PushFront(groups(front)...); err != nil {
+			return in.translate(err)
+		}
+		if err := in.lane.Push(groups(back)...); err != nil {
 			return in.translate(err)
 		}
 		in.noteDeletions(writes)

@@ -15,19 +15,25 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver/appstate"
 )
 
-// synced is a life of an account whose phone has settings: the client has fetched them all.
+// synced is a life of an account whose phone has settings, which the client has.
 func synced(t *testing.T, b backend, mutations ...appstate.Mutation) *life {
 	t.Helper()
 	l := newLife(t, b)
-	require.NoError(t, l.account.Apply(l.ctx, mutations...))
-	require.NoError(t, l.account.AppState().TakeSnapshot())
+	l.pairSynced(mutations...)
+	return l
+}
+
+// pairSynced pairs a client with the account whose phone has settings, and waits until it has fetched them all.
+func (l *life) pairSynced(mutations ...appstate.Mutation) {
+	l.t.Helper()
+	require.NoError(l.t, l.account.Apply(l.ctx, mutations...))
+	require.NoError(l.t, l.account.AppState().TakeSnapshot())
 	l.start()
 	l.pair()
 	for _, name := range client.AllPatchNames {
 		l.await(func(e event) bool { return e.Kind == saidSynced && e.Text == string(name) })
 	}
 	l.do(command{Do: doFlush})
-	return l
 }
 
 // upToDate waits until the client has every collection in its present version, and nothing is on its way.
@@ -250,22 +256,27 @@ func TestP2P3AppStateThroughKills(t *testing.T) {
 		}
 		l.await(ofKind(saidConnected))
 		require.NoError(t, l.server.WaitIdle(l.ctx))
-		failed := l.events(ofKind(saidUnsynced))
-		t.Logf("%d kills, %d changes, %d fetches did not verify", l.started-1, changed, len(failed))
-		if !b.ours && len(failed) > 0 {
-			return
-		}
 		var last []appstate.Mutation // what was lost between its MAC and itself comes now
 		for i := range people {
 			last = append(last, appstate.Contact(person(i), "P", fmt.Sprint("at last ", i)), appstate.Archive(person(i), true))
 		}
 		l.change(last...)
-		l.upToDate()
-		for i := range people {
-			l.awaitName(person(i), fmt.Sprint("at last ", i))
-			require.Eventually(t, func() bool { return l.chat(person(i)).Archived }, patience, tick)
+		arrived := func() bool {
+			for i := range people {
+				if l.name(person(i)) != fmt.Sprint("at last ", i) || !l.chat(person(i)).Archived {
+					return false
+				}
+			}
+			return true
 		}
-		l.requireSynced()
+		// What a kill spoilt on sqlstore may show only now: a MAC is missed when the next patch takes it away.
+		unsynced := func() int { return len(l.events(ofKind(saidUnsynced))) }
+		require.Eventually(t, func() bool { return arrived() || !b.ours && unsynced() > 0 }, patience, tick)
+		if b.ours {
+			l.upToDate()
+			l.requireSynced()
+		}
+		t.Logf("%d kills, %d changes, %d fetches did not verify", l.started-1, changed, unsynced())
 		l.requireOnePairing()
 	})
 }

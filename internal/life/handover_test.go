@@ -24,13 +24,13 @@ const (
 	released   ending = "released" // and the process goes on
 	terminated ending = "terminated"
 	killedHard ending = "killed"
-	frozen     ending = "frozen"
+	paused     ending = "frozen"
 	cutOff     ending = "cut off"  // all its connections to the database are broken
 	silenced   ending = "silenced" // they are not, and nothing goes through
 )
 
 // endings are what happens, in turns: two in eight are clean.
-var endings = []ending{terminated, killedHard, frozen, cutOff, released, frozen, killedHard, silenced}
+var endings = []ending{terminated, killedHard, paused, cutOff, released, paused, killedHard, silenced}
 
 // clean reports whether the owner lets go.
 func (e ending) clean() bool { return e == released || e == terminated }
@@ -116,7 +116,7 @@ func (r *relay) handOver(how ending) {
 	mark := fmt.Sprint("mark", r.started, "-", len(r.took[true])+len(r.took[false]))
 	began := r.end(owner, how)
 	var marked <-chan event
-	if how == frozen {
+	if how == paused {
 		marked = owner.begin(command{Do: doMark, Text: mark}) // the first that it does when it wakes up
 	}
 	m := momentsOf(r.t, r.whileTalking(taken))
@@ -140,7 +140,7 @@ func (r *relay) handOver(how ending) {
 	case terminated, killedHard:
 		r.runners[len(r.runners)-1] = r.run(owner.proxy)
 		return
-	case frozen:
+	case paused:
 		require.NoError(r.t, owner.cmd.Process.Signal(syscall.SIGCONT))
 		r.zombie(owner, r.whileTalking(marked), mark)
 	case cutOff, silenced:
@@ -173,7 +173,7 @@ func (r *relay) end(owner *runner, how ending) (began time.Time) {
 		return momentsOf(r.t, e).Began
 	case killedHard:
 		owner.kill()
-	case frozen:
+	case paused:
 		require.NoError(r.t, owner.cmd.Process.Signal(syscall.SIGSTOP))
 	case cutOff:
 		owner.proxy.Down()
@@ -319,6 +319,6 @@ func (r *relay) check() {
 	}
 	if *handOvers >= len(endings) {
 		require.True(r.t, r.burnedOnce, "no end was unclean: the comparison sees nothing")
-		require.Equal(r.t, r.stops, r.ends[frozen]+r.ends[cutOff]+r.ends[silenced])
+		require.Equal(r.t, r.stops, r.ends[paused]+r.ends[cutOff]+r.ends[silenced])
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
 
@@ -24,6 +25,8 @@ type killing struct {
 	sent    map[string][]*waserver.Contact // texts of contacts, and who is to get the answer
 	next    int
 	missing map[string]bool // what was acknowledged and is not in the database, by the keys of the event buffer
+	cluster *pgtest.Cluster // which is killed, too; or nil
+	crashes int             // how often it was
 }
 
 func newKilling(l *life, rng *rand.Rand) *killing {
@@ -72,16 +75,71 @@ func (k *killing) round() {
 	newcomer := k.server.NewContact(waserver.ContactConfig{Devices: 1 + k.rng.IntN(2)}) // whose messages are first ones
 	k.all = append(k.all, newcomer)
 	k.friends = k.all[max(0, len(k.all)-8):]
-	if k.rng.IntN(4) > 0 {
+	crash := k.cluster != nil && k.rng.IntN(3) == 0
+	if crash || k.rng.IntN(4) > 0 {
 		k.await(ofKind(saidConnected))
 	}
 	length := 600 * time.Millisecond
+	delay := k.upTo(length)
 	if k.rng.IntN(3) == 0 {
 		k.device.SpendPreKeys(k.rng.IntN(5)) // the client uploads new ones
 		length *= 2                          // and may have the time to take note of that
 	}
+	crashed := make(chan struct{})
+	go func() {
+		defer close(crashed) // also when it fails the test
+		if crash {
+			time.Sleep(delay)
+			k.cluster.Crash()
+		}
+	}()
 	k.traffic(k.upTo(length))
 	k.kill()
+	<-crashed
+	if crash {
+		k.crashes++
+		k.db.pool.Reset()
+	}
+}
+
+// TestP4KilledWithItsDatabase kills the database, too, in a part of the rounds: before the client, after it, or with nobody noticing. It reserves few
+// counters, or many, and in some rounds flushes only what somebody waits for.
+func TestP4KilledWithItsDatabase(t *testing.T) {
+	t.Parallel()
+	rng := random(t)
+	cluster := pgtest.NewCluster(t)
+	l := newLifeOn(t, onPgstore, cluster.DSN, func(s *settings) { s.Answer = true })
+	l.troubles = []string{noConnection}
+	l.start()
+	l.pair()
+	l.upToDate()
+	l.quit()
+	k := newKilling(l, rng)
+	k.cluster = cluster
+	for range *roundsFlag {
+		k.set.Reserve, k.set.Lazy = []int{1, 4, 64}[rng.IntN(3)], rng.IntN(3) == 0
+		k.round()
+		maps.Copy(k.missing, l.acknowledgedAndMissing())
+	}
+	k.set.Lazy = false
+	k.comeBack()
+	t.Logf("the database was killed in %d rounds", k.crashes)
+	k.check()
+}
+
+// The judge fires: without the mechanism a single kill brings keys back.
+func TestWithoutTheMechanismAKillBringsKeysBack(t *testing.T) {
+	t.Parallel()
+	l := paired(t, onPgstore, func(s *settings) { s.Off, s.Lazy = true, true })
+	friend := l.server.NewContact(waserver.ContactConfig{})
+	l.hello(friend, "hello, and nothing else")
+	for range 2 {
+		for i := range 5 {
+			l.say(friend.LID(), fmt.Sprint("on one chain ", i))
+		}
+		l.restart()
+	}
+	require.True(t, slices.ContainsFunc(l.server.Record().Reused(), func(f waserver.Finding) bool { return f.Kind == waserver.ReusedCounter }), "the judge never fired")
 }
 
 func TestP3P4P5KilledAgainAndAgain(t *testing.T) {
@@ -188,7 +246,9 @@ func (k *killing) check() {
 	}
 	if k.set.Durable {
 		require.Empty(k.t, k.missing, "messages that were acknowledged and are not in the database")
-		require.Zero(k.t, stats.RetryReceipts, "retry receipts")
+		if k.cluster == nil { // for which a new chain may have waited in vain
+			require.Zero(k.t, stats.RetryReceipts, "retry receipts")
+		}
 	} else if !k.set.Answer && long {
 		require.NotEmpty(k.t, k.missing, "nothing would be missing on any store: the comparison sees nothing")
 	}

@@ -207,8 +207,28 @@ func (k *talking) comeBack() {
 func (k *talking) check() {
 	k.t.Helper()
 	k.settle()
+	lost, unanswered, unread := k.tally()
+	stats := k.server.Stats()
+	k.requireOnePairing()
+	k.requireNothingReused()
+	k.requireNobodyLeftOut()
+	if !k.backend.ours {
+		return // what it could not decrypt while its database was away it has acknowledged
+	}
+	require.Zero(k.t, lost, "messages that the handler never saw")
+	require.Zero(k.t, unanswered, "messages that were handled and never answered")
+	require.Zero(k.t, unread, "messages of the client that did not arrive")
+	require.Zero(k.t, stats.RetryReceipts)
+	require.Empty(k.t, k.events(ofKind(saidUndecryptable)))
+	for _, friend := range k.friends {
+		require.Empty(k.t, friend.Undecryptable())
+	}
+}
+
+// tally counts what never arrived, and says it.
+func (k *talking) tally() (lost, unanswered, unread int) {
+	k.t.Helper()
 	handled := k.handled()
-	lost, unanswered, unread := 0, 0, 0
 	for text, people := range k.in {
 		if handled[text] == 0 {
 			lost++
@@ -224,18 +244,5 @@ func (k *talking) check() {
 	stats := k.server.Stats()
 	k.t.Logf("%d in, %d out: %d never handled, %d never answered, %d never read; %d retry receipts of the client, %d answers of it to such",
 		len(k.in), len(k.out), lost, unanswered, unread, stats.RetryReceipts, stats.RetryAnswers)
-	k.requireOnePairing()
-	k.requireNothingReused()
-	k.requireNobodyLeftOut()
-	if !k.backend.ours {
-		return // what it could not decrypt while its database was away it has acknowledged
-	}
-	require.Zero(k.t, lost, "messages that the handler never saw")
-	require.Zero(k.t, unanswered, "messages that were handled and never answered")
-	require.Zero(k.t, unread, "messages of the client that did not arrive")
-	require.Zero(k.t, stats.RetryReceipts)
-	require.Empty(k.t, k.events(ofKind(saidUndecryptable)))
-	for _, friend := range k.friends {
-		require.Empty(k.t, friend.Undecryptable())
-	}
+	return lost, unanswered, unread
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -135,6 +136,18 @@ func (p *process) kill() {
 	p.t.Helper()
 	_ = p.cmd.Process.Kill()
 	require.EqualError(p.t, p.ended(), killed)
+}
+
+// freeze stops the child where it is, until wake.
+func (p *process) freeze() {
+	p.t.Helper()
+	require.NoError(p.t, p.cmd.Process.Signal(syscall.SIGSTOP))
+}
+
+// wake ends freeze.
+func (p *process) wake() {
+	p.t.Helper()
+	require.NoError(p.t, p.cmd.Process.Signal(syscall.SIGCONT))
 }
 
 // ended waits for the child to end, and returns how it did.

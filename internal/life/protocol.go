@@ -19,12 +19,17 @@ type settings struct {
 	Ours     bool   // pgstore, or else sqlstore
 	Instance string // the name of the instance on pgstore, if it is to have one
 
-	Buffer      bool // Client.EnableDecryptedEventBuffer
-	Synchronous bool // Client.SynchronousAck
-	Durable     bool // pgstore.Config.DurableAcks
-	Lazy        bool // pgstore flushes nothing that nobody waits for
-	RetryStore  bool // Client.UseRetryMessageStore
-	Answer      bool // the handler answers every text of somebody else before it returns
+	Buffer      bool   // Client.EnableDecryptedEventBuffer
+	Synchronous bool   // Client.SynchronousAck
+	Durable     bool   // pgstore.Config.DurableAcks
+	Lazy        bool   // pgstore flushes nothing that nobody waits for
+	Reserve     int    // pgstore.Config.Reserve, unless it is 0
+	Trust       bool   // pgstore.Config.OnTimelineChange
+	Leased      bool   // pgstore.Config.Takes
+	Witness     string // a file that is pgstore.Config.Witness, if any
+	Off         bool   // pgstore keeps no message key from coming back, to show that the judge fires
+	RetryStore  bool   // Client.UseRetryMessageStore
+	Answer      bool   // the handler answers every text of somebody else before it returns
 
 	Idle     bool          // no client before doTake; pgstore only
 	Lease    time.Duration // pgstore.Config.Lease

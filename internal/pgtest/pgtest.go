@@ -15,13 +15,9 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -110,83 +106,6 @@ func named(variable, dsn string) (*Server, error) {
 	}
 	host := net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port)))
 	return &Server{DSN: dsn, Description: fmt.Sprintf("%s on %s, which %s names", cmp.Or(config.Database, config.User), host, variable)}, nil
-}
-
-// binaries is the directory of the newest initdb on this machine.
-func binaries() (string, error) {
-	if path, err := exec.LookPath("initdb"); err == nil {
-		return filepath.Dir(path), nil
-	}
-	var found []string
-	for _, pattern := range []string{"/usr/lib/postgresql/*/bin/initdb", "/usr/pgsql-*/bin/initdb", "/opt/homebrew/opt/postgresql@*/bin/initdb", "/usr/local/opt/postgresql@*/bin/initdb"} {
-		matches, _ := filepath.Glob(pattern)
-		found = append(found, matches...)
-	}
-	if len(found) == 0 {
-		return "", errors.New("local: no initdb on this machine")
-	}
-	slices.SortFunc(found, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) }) // 9.6 before 15
-	return filepath.Dir(found[len(found)-1]), nil
-}
-
-func startLocal(ctx context.Context) (*Server, error) { return startBinaries(ctx, false) }
-
-func startBinaries(ctx context.Context, apart bool) (s *Server, err error) {
-	bin, err := binaries()
-	if err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp("", "pgstore-postgres-")
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
-		}
-	}()
-	data := filepath.Join(dir, "data")
-	as, err := ordinaryUser(dir, apart)
-	if err != nil {
-		return nil, fmt.Errorf("local: %w", err)
-	}
-	initdb := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
-	initdb.SysProcAttr, initdb.Dir = as(), dir
-	if out, err := initdb.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("local: initdb: %w: %s", err, out)
-	}
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	var server *exec.Cmd
-	start := func() error {
-		server = exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", strconv.Itoa(port), "-k", dir,
-			"-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=300")
-		server.SysProcAttr, server.Dir = as(), dir
-		return server.Start()
-	}
-	if err = start(); err != nil {
-		return nil, fmt.Errorf("local: postgres: %w", err)
-	}
-	s = &Server{
-		DSN:         fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", port),
-		Description: "PostgreSQL from " + bin + " in a temporary directory",
-		stop: func() error {
-			_ = server.Process.Signal(os.Interrupt) // a fast shutdown
-			_ = server.Wait()
-			return os.RemoveAll(dir)
-		},
-		kill: func() error {
-			_ = server.Process.Signal(syscall.SIGQUIT) // an immediate shutdown, which leaves the data as a crash does
-			_ = server.Wait()
-			return start()
-		},
-	}
-	if err = s.await(ctx); err != nil {
-		return nil, errors.Join(err, s.Stop())
-	}
-	return s, nil
 }
 
 func startEmbedded(ctx context.Context) (*Server, error) {

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	_ "github.com/Shopify/toxiproxy/v2/toxics" // registers reset_peer, timeout, limit_data
@@ -23,14 +24,7 @@ type Proxy struct {
 // NewProxy starts a proxy in front of the server that dsn names. It ends with the test.
 func NewProxy(t testing.TB, dsn string) *Proxy {
 	t.Helper()
-	u, err := url.Parse(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	upstream := u.Host
-	if u.Port() == "" {
-		upstream = net.JoinHostPort(u.Hostname(), "5432")
-	}
+	u, upstream := hostOf(t, dsn)
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	p := &Proxy{t: t, proxy: toxiproxy.NewProxy(server, "postgres", "127.0.0.1:0", upstream)}
 	p.Up()
@@ -38,6 +32,25 @@ func NewProxy(t testing.TB, dsn string) *Proxy {
 	u.Host = p.proxy.Listen
 	p.DSN = u.String()
 	return p
+}
+
+// hostOf is where a DSN leads to.
+func hostOf(t testing.TB, dsn string) (u *url.URL, host string) {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u.Port() == "" {
+		return u, net.JoinHostPort(u.Hostname(), "5432")
+	}
+	return u, u.Host
+}
+
+// Lead lets a proxy that is down lead to another server from now on.
+func (p *Proxy) Lead(dsn string) {
+	p.t.Helper()
+	_, p.proxy.Upstream = hostOf(p.t, dsn)
 }
 
 // Down breaks all connections and refuses new ones.
@@ -59,6 +72,16 @@ func (p *Proxy) CutAfter(bytes int, fromServer bool) {
 // Hang lets nothing through any more, without breaking a connection.
 func (p *Proxy) Hang() { p.toxic("timeout", true, `{"timeout": 0}`) }
 
+// Slow delays all that the server sends.
+func (p *Proxy) Slow(by time.Duration) {
+	p.toxic("latency", true, fmt.Sprintf(`{"latency": %d}`, by.Milliseconds()))
+}
+
+// SlowClose lets clients learn only after a delay that the server has closed a connection.
+func (p *Proxy) SlowClose(by time.Duration) {
+	p.toxic("slow_close", true, fmt.Sprintf(`{"delay": %d}`, by.Milliseconds()))
+}
+
 func (p *Proxy) toxic(kind string, fromServer bool, attributes string) {
 	p.t.Helper()
 	stream := "upstream"
@@ -71,5 +94,5 @@ func (p *Proxy) toxic(kind string, fromServer bool, attributes string) {
 	}
 }
 
-// Heal ends CutAfter and Hang.
+// Heal ends CutAfter, Hang, Slow and SlowClose.
 func (p *Proxy) Heal() { p.proxy.Toxics.ResetToxics(context.Background()) }

@@ -189,16 +189,23 @@ func (p *Peer) Welcome(ctx context.Context, group, from types.JID, distribution 
 
 // SendGroup encrypts a message with the peer's own sender key.
 func (p *Peer) SendGroup(ctx context.Context, group types.JID, plaintext []byte) (*waBinary.Node, error) {
+	node, _, err := p.SendGroupAnew(ctx, group, plaintext)
+	return node, err
+}
+
+// SendGroupAnew is SendGroup, with what members need who do not have the sender key yet.
+func (p *Peer) SendGroupAnew(ctx context.Context, group types.JID, plaintext []byte) (node *waBinary.Node, distribution []byte, err error) {
 	builder := p.builder()
 	name := p.senderKey(group, p.Address())
-	if _, err := builder.Create(ctx, name); err != nil {
-		return nil, err
+	created, err := builder.Create(ctx, name)
+	if err != nil {
+		return nil, nil, err
 	}
 	message, err := groups.NewGroupCipher(builder, name, p.Device).Encrypt(ctx, append(plaintext, 1)) // one byte of padding
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return &waBinary.Node{Tag: "enc", Attrs: waBinary.Attrs{"v": "2", "type": "skmsg"}, Content: message.SignedSerialize()}, nil
+	return &waBinary.Node{Tag: "enc", Attrs: waBinary.Attrs{"v": "2", "type": "skmsg"}, Content: message.SignedSerialize()}, created.Serialize(), nil
 }
 
 // ReceiveGroup decrypts a message of a group, up to the acknowledgement.
