@@ -63,14 +63,20 @@ func (c *child) replaced(b *bot) {
 	if !ok {
 		return
 	}
-	all, err := ours.Instances(c.ctx)
-	if err == nil && len(all) == 1 && all[0].Owner == owner() && c.bot.Load() == b {
-		b.Disconnect()
-		b.over.Store(false)
-		err = b.Connect()
-	}
-	if err != nil {
+	for c.ctx.Err() == nil && c.bot.Load() == b {
+		all, err := ours.Instances(c.ctx)
+		if err == nil {
+			if len(all) != 1 || all[0].Owner != owner() {
+				return
+			}
+			b.Disconnect()
+			b.over.Store(false)
+			if err = b.Connect(); err == nil {
+				return
+			}
+		}
 		c.log.Warnf("not connected again: %v", err)
+		time.Sleep(tick)
 	}
 }
 
