@@ -20,8 +20,8 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
-// handle is the client's event handler.
-func (b *bot) handle(e any) {
+// handle is the client's event handler. A message that it could not answer is not acknowledged.
+func (b *bot) handle(e any) bool {
 	c := b.child
 	switch e := e.(type) {
 	case *events.QR:
@@ -34,13 +34,13 @@ func (b *bot) handle(e any) {
 	case *events.Message:
 		text := e.Message.GetConversation()
 		if text == "" {
-			return
+			return true
 		}
 		c.say(event{
 			Kind: saidMessage, Text: text, ID: e.Info.ID, Chat: e.Info.Chat, Sender: e.Info.Sender, FromMe: e.Info.IsFromMe, Retry: e.RetryCount,
 		})
 		if c.Answer && !e.Info.IsFromMe {
-			_ = b.keepSaying(e.Info.Chat, "re: "+text) // the parent has heard of an error
+			return b.keepSaying(e.Info.Chat, "re: "+text) == nil // the parent has heard of an error
 		}
 	case *events.UndecryptableMessage:
 		c.say(event{Kind: saidUndecryptable, ID: e.Info.ID, Chat: e.Info.Chat, Sender: e.Info.Sender})
@@ -56,7 +56,11 @@ func (b *bot) handle(e any) {
 	case *events.StreamReplaced:
 		b.over.Store(true)
 		c.say(event{Kind: saidReplaced})
+		if c.Idle {
+			go c.replaced(b)
+		}
 	}
+	return true
 }
 
 // keepSaying sends a text until it is out. A bot that has something to say does not give up when its key was used, or when the
@@ -69,7 +73,7 @@ func (b *bot) keepSaying(to types.JID, text string) error {
 		}
 		cause := causeOf(err)
 		b.child.say(event{Kind: saidTrouble, Error: err.Error(), Text: text, Cause: cause})
-		if cause == "" && b.child.Ours || b.over.Load() || time.Now().After(end) {
+		if (cause == "" || cause == notOurs) && b.child.Ours || b.over.Load() || time.Now().After(end) {
 			return err
 		}
 		b.WaitForConnection(time.Second)
@@ -82,6 +86,8 @@ func causeOf(err error) string {
 	switch {
 	case errors.Is(err, pgstore.ErrMessageKeyUsed):
 		return keyUsed
+	case errors.Is(err, pgstore.ErrOwnershipLost), errors.Is(err, pgstore.ErrReleased), errors.Is(err, pgstore.ErrClosed):
+		return notOurs
 	case errors.Is(err, whatsmeow.ErrNotConnected), errors.As(err, &disconnected), errors.Is(err, socket.ErrSocketClosed),
 		errors.Is(err, net.ErrClosed), strings.HasPrefix(err.Error(), "failed to send message node: "): // whatever writing to it says
 		return noConnection
@@ -115,6 +121,8 @@ func (b *bot) obey(cmd command) (value any, err error) {
 		err = b.SendAppState(ctx, appstate.BuildArchive(cmd.To, true, time.Time{}, nil))
 	case doRecover:
 		_, err = b.SendPeerMessage(ctx, whatsmeow.BuildAppStateRecoveryRequest(appstate.WAPatchName(cmd.Text)))
+	case doMark:
+		return b.mark(cmd.Text), nil
 	case doStatements:
 		return b.child.statements.Load(), nil
 	case doStats, doFlush:

@@ -53,6 +53,7 @@ type child struct {
 	log        waLog.Logger
 	store      container
 	statements statements
+	bot        atomic.Pointer[bot] // the last one
 
 	mu  sync.Mutex
 	out *json.Encoder
@@ -78,9 +79,11 @@ func (c *child) run() (err error) {
 	if c.store, err = c.open(); err != nil {
 		return err
 	}
-	b, err := c.live()
-	if err != nil {
-		return err
+	c.bot.Store(&bot{child: c})
+	if !c.Idle {
+		if err = c.live(); err != nil {
+			return err
+		}
 	}
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
@@ -90,16 +93,21 @@ func (c *child) run() (err error) {
 		}
 		switch cmd.Do {
 		case doReopen:
-			b.Disconnect()
-			b, err = c.live()
-			c.done(cmd, nil, err)
+			c.bot.Load().Disconnect()
+			c.done(cmd, nil, c.live())
+		case doTake:
+			value, err := c.take()
+			c.done(cmd, value, err)
+		case doRelease:
+			value, err := c.letGo(c.release)
+			c.done(cmd, value, err)
 		case doQuit:
-			b.Disconnect()
-			c.done(cmd, nil, c.store.Close())
+			value, err := c.letGo(c.store.Close)
+			c.done(cmd, value, err)
 			return nil
 		default:
 			go func() {
-				value, err := b.obey(cmd)
+				value, err := c.bot.Load().obey(cmd)
 				c.done(cmd, value, err)
 			}()
 		}
@@ -127,11 +135,15 @@ func (c *child) device() (*store.Device, error) {
 }
 
 // live fetches the device and connects a client with it.
-func (c *child) live() (*bot, error) {
+func (c *child) live() error {
 	device, err := c.device()
 	if err != nil {
-		return nil, err
+		return err
 	}
+	return c.connect(device)
+}
+
+func (c *child) connect(device *store.Device) error {
 	if c.DieAfter != "" {
 		device.AppState = &dying{device.AppState, c.DieAfter}
 	}
@@ -139,9 +151,10 @@ func (c *child) live() (*bot, error) {
 	b.EnableDecryptedEventBuffer, b.SynchronousAck = c.Buffer, c.Synchronous
 	b.UseRetryMessageStore = c.RetryStore
 	b.InitialAutoReconnect = true
-	b.AddEventHandler(b.handle)
-	if err = c.Endpoint.Attach(b.Client); err != nil {
-		return nil, err
+	b.AddEventHandlerWithSuccessStatus(b.handle)
+	c.bot.Store(b)
+	if err := c.Endpoint.Attach(b.Client); err != nil {
+		return err
 	}
-	return b, b.Connect()
+	return b.Connect()
 }

@@ -31,6 +31,10 @@ type settings struct {
 	RetryStore  bool   // Client.UseRetryMessageStore
 	Answer      bool   // the handler answers every text of somebody else before it returns
 
+	Idle     bool          // no client before doTake; pgstore only
+	Lease    time.Duration // pgstore.Config.Lease
+	TakeWait time.Duration // pgstore.Config.TakeWait
+
 	DieAfter string // the process kills itself a moment after it has called this method of the app-state store
 	Count    bool   // statements are counted, on a pool of the child's own
 }
@@ -59,7 +63,10 @@ const (
 	doStatements = "statements" // how many statements the store has sent
 	doStats      = "stats"      // of the container, pgstore only
 	doFlush      = "flush"      // make everything durable
-	doQuit       = "quit"       // disconnect, close the container, end
+	doTake       = "take"       // fetch the device, wait for its owner to let go, and connect; answers with its moments
+	doRelease    = "release"    // disconnect and let go of the instance, likewise
+	doMark       = "mark"       // write what the database must never see, under names with Text
+	doQuit       = "quit"       // disconnect, close the container, end; likewise
 )
 
 // event is what a child says.
@@ -98,10 +105,12 @@ const (
 	saidLog           = "log"     // the client, the store or the server warned of Text
 	saidSynced        = "synced"  // the collection Text was fetched whole
 	saidUnsynced      = "unsynced"
+	saidStopped       = "stopped" // the instance, with Error; Value is how many writes were not saved
 )
 
 // The causes of trouble that may pass.
 const (
 	keyUsed      = "key used"      // by a retry answer at the same time
 	noConnection = "no connection" // to the server
+	notOurs      = "not ours"      // the instance was lost or let go of
 )

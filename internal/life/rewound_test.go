@@ -154,15 +154,6 @@ func (r *rewound) check() {
 	}
 }
 
-// requireNoKeyTwice requires that no message key was used twice. Who was frozen may still send on counters that its own rows had reserved:
-// they are below what the other one has used since, and nobody else's.
-func (r *rewound) requireNoKeyTwice() {
-	r.t.Helper()
-	for _, f := range r.server.Record().Reused() {
-		require.Equal(r.t, waserver.ReusedChain, f.Kind, "%v", f)
-	}
-}
-
 // fires requires that the judge finds keys that were used twice, now that nothing keeps them from coming back.
 func (r *rewound) fires() {
 	r.t.Helper()

@@ -35,7 +35,7 @@ func (c *child) open() (container, error) {
 	if !c.Ours {
 		return openSqlstore(c.ctx, c.DSN, c.log, tracer)
 	}
-	cfg := pgstore.Config{DSN: c.DSN, DurableAcks: c.Durable, Log: c.log, Reserve: c.Reserve}
+	cfg := pgstore.Config{DSN: c.DSN, Owner: owner(), DurableAcks: c.Durable, Log: c.log, Lease: c.Lease, TakeWait: c.TakeWait, OnStop: c.stopped, Reserve: c.Reserve}
 	if c.Trust {
 		cfg.OnTimelineChange = pgstore.Trust
 	}

@@ -46,7 +46,7 @@ const clusterPatience = time.Minute
 // CI it fails.
 func NewCluster(t testing.TB) *Cluster {
 	t.Helper()
-	r, err := newRoom()
+	r, err := newRoom(false)
 	if err != nil {
 		Missing(t, "a PostgreSQL that is installed ("+err.Error()+")")
 	}
@@ -76,7 +76,7 @@ func (c *Cluster) make(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	_, err := ordinaryUser(dir)
+	_, err := ordinaryUser(dir, false)
 	return err
 }
 

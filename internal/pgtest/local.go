@@ -38,14 +38,14 @@ type room struct {
 	as       func() *syscall.SysProcAttr
 }
 
-func newRoom() (r room, err error) {
+func newRoom(apart bool) (r room, err error) {
 	if r.bin, err = binaries(); err != nil {
 		return r, err
 	}
 	if r.dir, err = os.MkdirTemp("", "pgstore-postgres-"); err != nil { // not t.TempDir: another user has to reach it
 		return r, err
 	}
-	if r.as, err = ordinaryUser(r.dir); err != nil {
+	if r.as, err = ordinaryUser(r.dir, apart); err != nil {
 		return r, errors.Join(fmt.Errorf("local: %w", err), r.remove())
 	}
 	return r, nil
@@ -118,8 +118,10 @@ func (l *local) dsn() string {
 	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", l.port)
 }
 
-func startLocal(ctx context.Context) (s *Server, err error) {
-	r, err := newRoom()
+func startLocal(ctx context.Context) (*Server, error) { return startBinaries(ctx, false) }
+
+func startBinaries(ctx context.Context, apart bool) (s *Server, err error) {
+	r, err := newRoom(apart)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ max_client_conn = 200
 			t.Fatal(err)
 		}
 	}
-	as, err := ordinaryUser(dir)
+	as, err := ordinaryUser(dir, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -73,15 +73,19 @@ func NewServer(t testing.TB) *Server {
 	return server
 }
 
-// Start finds or starts a server. The caller stops it.
-func Start(ctx context.Context) (*Server, error) {
+// Start finds or starts a server for a program that stops it, also after Ctrl-C, until when it goes on.
+func Start(ctx context.Context) (*Server, error) { return start(ctx, true) }
+
+// start finds or starts a server. One that is not apart ends by itself with Ctrl-C, as tests do, which stop nothing then.
+func start(ctx context.Context, apart bool) (*Server, error) {
 	for _, variable := range []string{"PGSTORE_TEST_DSN", "DATABASE_URL"} {
 		if dsn := os.Getenv(variable); dsn != "" {
 			return named(variable, dsn)
 		}
 	}
 	var failures []error
-	for _, way := range []func(context.Context) (*Server, error){startDocker, startLocal, startEmbedded} {
+	local := func(ctx context.Context) (*Server, error) { return startBinaries(ctx, apart) }
+	for _, way := range []func(context.Context) (*Server, error){startDocker, local, startEmbedded} {
 		server, err := way(ctx)
 		if err == nil {
 			return server, nil
@@ -180,7 +184,7 @@ func (s *Server) exec(ctx context.Context, statement string) error {
 	return err
 }
 
-var shared = sync.OnceValues(func() (*Server, error) { return Start(context.Background()) })
+var shared = sync.OnceValues(func() (*Server, error) { return start(context.Background(), false) })
 
 var started atomic.Bool
 

@@ -4,6 +4,6 @@ package pgtest
 
 import "syscall"
 
-func ordinaryUser(string) (func() *syscall.SysProcAttr, error) {
+func ordinaryUser(string, bool) (func() *syscall.SysProcAttr, error) {
 	return func() *syscall.SysProcAttr { return nil }, nil
 }

@@ -9,10 +9,11 @@ import (
 	"syscall"
 )
 
-// ordinaryUser gives dir to a user that PostgreSQL accepts and returns how to become it: initdb refuses root.
-func ordinaryUser(dir string) (func() *syscall.SysProcAttr, error) {
+// ordinaryUser gives dir to a user that PostgreSQL accepts and returns how to become it: initdb refuses root. Who is apart does not hear
+// a Ctrl-C that is meant for us.
+func ordinaryUser(dir string, apart bool) (func() *syscall.SysProcAttr, error) {
 	if os.Geteuid() != 0 {
-		return func() *syscall.SysProcAttr { return &syscall.SysProcAttr{} }, nil
+		return func() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: apart} }, nil
 	}
 	u, err := user.Lookup("postgres")
 	if err != nil {
@@ -26,6 +27,6 @@ func ordinaryUser(dir string) (func() *syscall.SysProcAttr, error) {
 		return nil, err
 	}
 	return func() *syscall.SysProcAttr {
-		return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+		return &syscall.SysProcAttr{Setpgid: apart, Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 	}, nil
 }
