@@ -126,7 +126,7 @@ func (l *Lane[L, K, V]) Push(groups ...[]Op[K, V]) error {
 }
 
 // PushFront is Push for what has to be durable before all that is pending, the segment that is being flushed included. Only the [FlushFunc] that
-// has that segment may call it, and its result for it must match [ErrAgain]. It is flushed again after them, without a pause.
+// has that segment may call it, and its result for it must match [ErrAgain]. It is flushed again after them, and none of them waits for a pause.
 func (l *Lane[L, K, V]) PushFront(groups ...[]Op[K, V]) error {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()

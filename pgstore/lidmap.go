@@ -36,10 +36,13 @@ type LIDMap struct {
 		version uint64            // grows with every pair that is learnt
 		synced  *time.Time        // by the database's clock, when memory was compared with what others have stored; nil for never
 		queue   []*lidBatch       // what is not saved, in order
-		lost    map[string]string // LIDs by phone number that a database which went back may have lost, to be queued when nothing else is
-		rewound time.Time         // when that was noticed
-		room    chan struct{}     // closed when the queue gets shorter; nil if nobody waits for that
-		saving  bool              // the saver runs
+		lost    map[string]string // LIDs by phone number that a database which went back may have lost
+		rewound struct {          // where and when that was noticed
+			timeline string
+			at       time.Time
+		}
+		room    chan struct{} // closed when the queue gets shorter; nil if nobody waits for that
+		saving  bool          // the saver runs
 		closed  bool
 		refused int   // pairs that were seen and then refused
 		refusal error // why
@@ -66,10 +69,12 @@ func newLIDMap(c *Container) *LIDMap {
 
 // flush waits until all pairs that were put before are saved.
 func (m *LIDMap) flush(ctx context.Context) error {
-	m.mu.Lock()
-	m.queueLostLocked(len(m.mu.lost))
+	if err := m.saveLost(ctx, true); err != nil {
+		return err
+	}
+	m.mu.RLock()
 	batches := slices.Clone(m.mu.queue)
-	m.mu.Unlock()
+	m.mu.RUnlock()
 	for _, batch := range batches {
 		select {
 		case <-batch.done:
@@ -91,7 +96,8 @@ func (m *LIDMap) close(ctx context.Context) error {
 	m.run(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	unsaved := 0
+	unsaved := len(m.mu.lost)
+	m.mu.lost = nil
 	for _, batch := range m.mu.queue {
 		unsaved += len(batch.pairs)
 		batch.refused = make(map[string]error, len(batch.pairs))
@@ -432,14 +438,16 @@ func (m *LIDMap) saveLocked() {
 	}
 }
 
-// again writes all pairs that are in memory once more, after the database went back. It did that once for all instances that notice within a second.
-func (m *LIDMap) again() {
+// again writes all pairs that are in memory once more, after the database went back, when nothing else is to be saved. Instances notice one by one;
+// it is done once for those on one timeline, within a minute.
+func (m *LIDMap) again(timeline string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.mu.closed || time.Since(m.mu.rewound) < time.Second {
+	if m.mu.closed || m.mu.rewound.timeline == timeline && time.Since(m.mu.rewound.at) < time.Minute {
 		return
 	}
-	m.mu.rewound, m.mu.lost = time.Now(), make(map[string]string, len(m.mu.lids))
+	m.mu.rewound.timeline, m.mu.rewound.at = timeline, time.Now()
+	m.mu.lost = make(map[string]string, len(m.mu.lids))
 	for pn, lid := range m.mu.lids {
 		if lid != "" {
 			m.mu.lost[pn] = lid
@@ -448,22 +456,39 @@ func (m *LIDMap) again() {
 	m.saveLocked()
 }
 
-// queueLostLocked queues up to n pairs that may be lost, but for those of which something newer is known or queued.
-func (m *LIDMap) queueLostLocked(n int) {
-	for pn, lid := range m.mu.lost {
-		if n--; n < 0 {
-			return
+// saveLost writes pairs that the database may have lost, some at a time, until there are none; at most once, unless all. What a row contradicts is left
+// out: another process may have learnt something newer.
+func (m *LIDMap) saveLost(ctx context.Context, all bool) error {
+	for {
+		var pns, lids, ids []string
+		m.mu.RLock()
+		for pn, lid := range m.mu.lost {
+			if len(pns) == m.c.segmentSize() {
+				break
+			}
+			pns, lids, ids = append(pns, pn), append(lids, keyID(lid)), append(ids, keyID(pn))
 		}
-		delete(m.mu.lost, pn)
-		knownLID, known1 := m.mu.lids[pn]
-		knownPN, known2 := m.mu.pns[lid]
-		queued := slices.ContainsFunc(m.mu.queue, func(batch *lidBatch) bool {
-			_, samePN := batch.pairs[pn]
-			_, sameLID := batch.byLID[lid]
-			return samePN || sameLID
+		m.mu.RUnlock()
+		if len(pns) == 0 {
+			return nil
+		}
+		err := m.c.persist(ctx, attemptTimeout, func(ctx context.Context) error {
+			_, err := m.c.pool.Exec(ctx, m.c.sql(`INSERT INTO {schema}.lid_map (lid, pn) SELECT * FROM unnest($1::text[], $2::text[]) AS n (lid, pn)
+				ORDER BY lid ON CONFLICT DO NOTHING`), pgx.QueryExecModeExec, lids, ids)
+			return err
 		})
-		if !queued && (!known1 || knownLID == lid) && (!known2 || knownPN == pn) {
-			m.addLocked(pn, lid)
+		if ctx.Err() != nil {
+			return fmt.Errorf("pgstore: storing LID mappings: %w", context.Cause(ctx))
+		} else if err != nil { // for good
+			m.c.cfg.Logger.Error("pgstore: database refuses LID pairs", "count", len(pns), "error", err)
+		}
+		m.mu.Lock()
+		for _, pn := range pns {
+			delete(m.mu.lost, pn)
+		}
+		m.mu.Unlock()
+		if !all {
+			return nil
 		}
 	}
 }
@@ -480,13 +505,20 @@ func (m *LIDMap) roomLocked() {
 func (m *LIDMap) run(ctx context.Context) {
 	for {
 		m.mu.Lock()
-		if len(m.mu.queue) == 0 {
-			m.queueLostLocked(m.c.segmentSize())
-		}
-		m.mu.saving = len(m.mu.queue) > 0
+		m.mu.saving = len(m.mu.queue)+len(m.mu.lost) > 0
 		if !m.mu.saving {
 			m.mu.Unlock()
 			return
+		}
+		if len(m.mu.queue) == 0 {
+			m.mu.Unlock()
+			if m.saveLost(ctx, false) != nil { // the context ended
+				m.mu.Lock()
+				m.mu.saving = false
+				m.mu.Unlock()
+				return
+			}
+			continue
 		}
 		batch := m.mu.queue[0]
 		batch.sealed = true

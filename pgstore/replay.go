@@ -29,7 +29,7 @@ import (
 //
 //  1. Take the instance anew, under an epoch that was drawn before: so a lost answer is known to be ours.
 //  2. At one moment, under the lock of its keys: give up all sending chains in memory, queue what memory holds of older writes before all that is
-//     pending, so that nothing is reported as durable before what came before it is so again, and heal what is published behind that. Rows that have come
+//     pending, so that nothing is reported as durable before that is so again (what is pending anyway keeps its place), and heal what is published behind that. Rows that have come
 //     back are deleted. What is not held (what was evicted) stays abandoned with its row. App-state versions are dropped, since their MACs are
 //     hardly ever in memory.
 //  3. The flush goes on under the new epoch.
@@ -62,7 +62,7 @@ func (c *Container) heal(ctx context.Context, in *instance) error {
 	if err != nil {
 		return err
 	}
-	c.LIDMap.again()
+	c.LIDMap.again(in.at().timeline)
 	c.healed.Add(1)
 	c.cfg.Logger.Warn("pgstore: database went back or may have, sending chains are abandoned", "instance", in.id)
 	return nil
@@ -161,14 +161,16 @@ func (c *Container) replay(ctx context.Context, in *instance, found position) er
 			return w, ok
 		}
 		w, ok := again(k, held, v)
-		older[k] = ok
+		if ok {
+			older[k] = true
+		}
 		return w, ok
 	})
 	if err != nil {
 		return err
 	}
 	in.dropOpenGroups()
-	c.LIDMap.again()
+	c.LIDMap.again(t.timeline)
 	c.replayed.Add(1)
 	c.cfg.Logger.Warn("pgstore: database went back or may have, instance taken anew and written again", "instance", in.id, "keys", len(older), "chains_kept", keep)
 	if len(older) > 0 {

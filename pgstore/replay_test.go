@@ -300,7 +300,7 @@ func TestP2LIDPairsAreWrittenAgain(t *testing.T) {
 			require.NoError(t, execSQL(t, m.dsn, `DELETE FROM whatsmeow.lid_map`))
 			who := m.c
 			if alive {
-				require.NoError(t, m.c.LIDMap.PutLIDMapping(ctx, lid(100), pn(1)), "newer than what was lost")
+				require.NoError(t, other.LIDMap.PutLIDMapping(ctx, lid(100), pn(1)), "newer than what was lost")
 				trust(t, "after:0", m.d)
 			} else { // who takes the instance knows pairs, too
 				who = other
