@@ -66,3 +66,22 @@ func BenchmarkAnswers(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkRow measures what the ceiling of a session takes in its row, after a conversation with a hundred contacts.
+func BenchmarkRow(b *testing.B) {
+	for range b.N {
+		c, dsn := open(b)
+		ours := signaltest.NewPeer(pair(b, c.NewDevice()))
+		for _, p := range memoryPeers(100) {
+			signaltest.Meet(b, p, ours)
+			_, err := ours.Send(ctx, []types.JID{p.Address()}, []byte("hello"))
+			require.NoError(b, err)
+		}
+		require.NoError(b, c.Flush(ctx))
+		size := func(of string) float64 {
+			return scalar[float64](b, dsn, `SELECT avg(pg_column_size(`+of+`))::float8 FROM whatsmeow.auth_keys WHERE key_type = 'session' AND data ? 'ceiling'`)
+		}
+		b.ReportMetric(size(`(data::text)::jsonb`), "B/row")
+		b.ReportMetric(size(`(data - 'ceiling')`), "B/row-without")
+	}
+}

@@ -344,3 +344,40 @@ func TestP7APairingThatADatabaseHasLostIsTold(t *testing.T) {
 		})
 	}
 }
+
+// Writing again takes several flushes, and a crash may come between two of them: whoever comes next heals, and no message key comes back.
+func TestP4ACrashBetweenTwoFlushesOfAReplayHeals(t *testing.T) {
+	t.Parallel()
+	few := func(cfg *pgstore.Config) { cfg.BatchSize = 10 }
+	m := newMoving(t)
+	require.NoError(t, m.c.Close())
+	m.open(few) // which may die
+	m.send("one")
+	m.remember()
+	for i := range 10 {
+		m.send(fmt.Sprint("lost ", i))
+	}
+	for i := range 50 {
+		trust(t, fmt.Sprintf("%d:0", i), m.d)
+	}
+	require.NoError(t, m.c.Flush(ctx))
+	m.goBack(true)
+	// What is written again comes by types, identities first. The database is away from the second flush on.
+	require.NoError(t, execSQL(t, m.dsn,
+		`CREATE FUNCTION fake.twice() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			IF (SELECT max(seq) - min(abandon_through) FROM whatsmeow.instances) > 1 THEN RAISE 'not now' USING ERRCODE = '57014'; END IF;
+			RETURN new;
+		END $$`,
+		`CREATE TRIGGER twice BEFORE INSERT OR UPDATE ON whatsmeow.auth_keys FOR EACH ROW EXECUTE FUNCTION fake.twice()`))
+	trust(t, "after:0", m.d)
+	require.Eventually(t, func() bool { return m.c.Stats().Batcher.Retries > 0 }, 20*time.Second, time.Millisecond)
+	require.Equal(t, int64(1), m.c.Stats().Replayed)
+	again := scalar[int](t, m.dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'identity'`)
+	m.die()
+	require.NoError(t, execSQL(t, m.dsn, `DROP TRIGGER twice ON whatsmeow.auth_keys`))
+	require.Less(t, again, 50, "not all was written again")
+	m.open(few)
+	require.Equal(t, int64(1), m.c.Stats().Healed)
+	require.True(t, m.send("on a new session"))
+	require.False(t, m.send("and on that"))
+}
