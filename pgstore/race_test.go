@@ -345,7 +345,7 @@ func TestP4SendingAndReceivingAtOnceUsesNoMessageKeyTwice(t *testing.T) {
 		{"sessions are deleted", behind, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1, deletes: true}, 4},
 		{"everything is evicted", small, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1, groups: true, first: true}, 4},
 		{"no event buffer", behind, signaltest.NewUnbufferedPeer, raceConfig{peers: 2, senders: 1, answerers: 1, groups: true, first: true}, 4},
-		{"durable sends", func(*pgstore.Config) {}, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1, groups: true, first: true}, 4},
+		{"sends as by default", func(*pgstore.Config) {}, signaltest.NewPeer, raceConfig{peers: 2, senders: 1, answerers: 1, groups: true, first: true}, 4},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
