@@ -338,7 +338,7 @@ func (b *Batcher[L, K, V]) doneLocked(picked []*Lane[L, K, V], parts []*part[K, 
 		case results == nil || results[i] == nil:
 			b.durableLocked(l, parts[i])
 			saved = true
-		case errors.Is(results[i], ErrAgain) && l.Err() == nil && l.queue[0] != parts[i]: // see PushFront
+		case errors.Is(results[i], ErrAgain) && l.Err() == nil && l.queue[0] != parts[i]: // see Push
 		case errors.Is(results[i], ErrAgain):
 			b.delayLocked(l, results[i], ended)
 		default:

@@ -476,7 +476,7 @@ func TestP5WhatIsPutInFrontIsDurableFirst(t *testing.T) {
 			if first {
 				first = false
 				later = add(t, b.Lane("a"), put("later", 1))
-				require.NoError(t, b.Lane("a").PushFront([]testOp{put("x", 1), put("y", 1)}, []testOp{put("z", 1)}))
+				require.NoError(t, b.Lane("a").Push([][]testOp{{put("x", 1), put("y", 1)}, {put("z", 1)}}, nil))
 				return []error{batcher.ErrAgain}, nil
 			}
 			return tb.flush(ctx, s)
@@ -492,7 +492,7 @@ func TestP5WhatIsPutInFrontIsDurableFirst(t *testing.T) {
 		require.Zero(t, b.Stats().PendingBytes)
 		require.Len(t, tb.flushed(), 4)
 		require.NoError(t, b.Close(ctx))
-		require.ErrorIs(t, b.Lane("a").PushFront([]testOp{put("k", 2)}), batcher.ErrClosed)
+		require.ErrorIs(t, b.Lane("a").Push([][]testOp{{put("k", 2)}}, nil), batcher.ErrClosed)
 	})
 }
 

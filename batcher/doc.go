@@ -34,7 +34,7 @@
 //
 //  1. The segments of a lane become durable whole, in order, never two at once. So
 //     what is durable is always a prefix of the lane's groups. Only a flush that finds that what was durable is no more puts
-//     groups before those that are pending ([Lane.PushFront]).
+//     groups before those that are pending ([Lane.Push]).
 //  2. A sealed segment never changes. A flush whose result is unknown is repeated with the same
 //     content, and newer writes, which are in later segments, win.
 //  3. No segment is dropped in silence: it leaves the queue when it is durable, with [Lane.Stop], which hands it out, or

@@ -111,36 +111,27 @@ func (l *Lane[L, K, V]) Add(reserved Room, ops []Op[K, V]) (Ticket, error) {
 	return l.addLocked(ops), nil
 }
 
-// Push appends groups, each whole and in order, whatever room there is: for what a flush has to add before the backlog can get shorter. It fails
-// as Add does if the lane stopped or the batcher is closed, and then appends none.
-func (l *Lane[L, K, V]) Push(groups ...[]Op[K, V]) error {
+// Push inserts groups, each whole and in order, whatever room there is: for what a flush has to add before the backlog can get shorter. Those
+// behind come after all that is pending, and those in front before it, the segment that is being flushed included. Only the [FlushFunc] that has that
+// segment may put any in front, and its result for it must match [ErrAgain]: it is flushed again after them, and none of them waits for a
+// pause. Push fails as Add does if the lane stopped or the batcher is closed, and then inserts none.
+func (l *Lane[L, K, V]) Push(front, behind [][]Op[K, V]) error {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
 	if err := l.refusalLocked(); err != nil {
 		return err
 	}
-	for _, ops := range groups {
-		l.addLocked(ops)
-	}
-	return nil
-}
-
-// PushFront is Push for what has to be durable before all that is pending, the segment that is being flushed included. Only the [FlushFunc] that
-// has that segment may call it, and its result for it must match [ErrAgain]. It is flushed again after them, and none of them waits for a pause.
-func (l *Lane[L, K, V]) PushFront(groups ...[]Op[K, V]) error {
-	l.b.mu.Lock()
-	defer l.b.mu.Unlock()
-	if err := l.refusalLocked(); err != nil {
-		return err
-	}
-	var front []*part[K, V]
-	for _, ops := range groups {
+	var first []*part[K, V]
+	for _, ops := range front {
 		p := newPart[K, V]()
 		p.add(ops)
-		front = append(front, p)
+		first = append(first, p)
 		l.b.mu.pending = l.b.mu.pending.plus(p.room())
 	}
-	l.queue = append(front, l.queue...)
+	l.queue = append(first, l.queue...)
+	for _, ops := range behind {
+		l.addLocked(ops)
+	}
 	return nil
 }
 

@@ -69,8 +69,11 @@ func newLIDMap(c *Container) *LIDMap {
 
 // flush waits until all pairs that were put before are saved.
 func (m *LIDMap) flush(ctx context.Context) error {
-	if err := m.saveLost(ctx, true); err != nil {
-		return err
+	for done := false; !done; {
+		var err error
+		if done, err = m.saveLost(ctx); err != nil {
+			return err
+		}
 	}
 	m.mu.RLock()
 	batches := slices.Clone(m.mu.queue)
@@ -438,61 +441,6 @@ func (m *LIDMap) saveLocked() {
 	}
 }
 
-// again writes all pairs that are in memory once more, after the database went back, when nothing else is to be saved. Instances notice one by one;
-// it is done once for those on one timeline, within a minute.
-func (m *LIDMap) again(timeline string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.mu.closed || m.mu.rewound.timeline == timeline && time.Since(m.mu.rewound.at) < time.Minute {
-		return
-	}
-	m.mu.rewound.timeline, m.mu.rewound.at = timeline, time.Now()
-	m.mu.lost = make(map[string]string, len(m.mu.lids))
-	for pn, lid := range m.mu.lids {
-		if lid != "" {
-			m.mu.lost[pn] = lid
-		}
-	}
-	m.saveLocked()
-}
-
-// saveLost writes pairs that the database may have lost, some at a time, until there are none; at most once, unless all. What a row contradicts is left
-// out: another process may have learnt something newer.
-func (m *LIDMap) saveLost(ctx context.Context, all bool) error {
-	for {
-		var pns, lids, ids []string
-		m.mu.RLock()
-		for pn, lid := range m.mu.lost {
-			if len(pns) == m.c.segmentSize() {
-				break
-			}
-			pns, lids, ids = append(pns, pn), append(lids, keyID(lid)), append(ids, keyID(pn))
-		}
-		m.mu.RUnlock()
-		if len(pns) == 0 {
-			return nil
-		}
-		err := m.c.persist(ctx, attemptTimeout, func(ctx context.Context) error {
-			_, err := m.c.pool.Exec(ctx, m.c.sql(`INSERT INTO {schema}.lid_map (lid, pn) SELECT * FROM unnest($1::text[], $2::text[]) AS n (lid, pn)
-				ORDER BY lid ON CONFLICT DO NOTHING`), pgx.QueryExecModeExec, lids, ids)
-			return err
-		})
-		if ctx.Err() != nil {
-			return fmt.Errorf("pgstore: storing LID mappings: %w", context.Cause(ctx))
-		} else if err != nil { // for good
-			m.c.cfg.Logger.Error("pgstore: database refuses LID pairs", "count", len(pns), "error", err)
-		}
-		m.mu.Lock()
-		for _, pn := range pns {
-			delete(m.mu.lost, pn)
-		}
-		m.mu.Unlock()
-		if !all {
-			return nil
-		}
-	}
-}
-
 // roomLocked lets those go on who wait for the queue to get shorter.
 func (m *LIDMap) roomLocked() {
 	if m.mu.room != nil {
@@ -512,7 +460,7 @@ func (m *LIDMap) run(ctx context.Context) {
 		}
 		if len(m.mu.queue) == 0 {
 			m.mu.Unlock()
-			if m.saveLost(ctx, false) != nil { // the context ended
+			if _, err := m.saveLost(ctx); err != nil { // the context ended
 				m.mu.Lock()
 				m.mu.saving = false
 				m.mu.Unlock()

@@ -218,19 +218,16 @@ func (in *instance) rewrite(others []cache.Key, older map[cache.Key]bool, then f
 			return int(k.Type)
 		}
 		slices.SortStableFunc(writes, func(a, b cache.Write[value]) int { return cmp.Compare(order(a.Key), order(b.Key)) })
-		var front, back []op
+		var front, behind []op
 		for _, w := range writes {
 			if older[w.Key] {
 				front = append(front, newOp(w))
 			} else {
-				back = append(back, newOp(w))
+				behind = append(behind, newOp(w))
 			}
 		}
 		groups := func(ops []op) [][]op { return slices.Collect(slices.Chunk(ops, in.c.segmentSize())) }
-		if err := in.lane.PushFront(groups(front)...); err != nil {
-			return in.translate(err)
-		}
-		if err := in.lane.Push(groups(back)...); err != nil {
+		if err := in.lane.Push(groups(front), groups(behind)); err != nil {
 			return in.translate(err)
 		}
 		in.noteDeletions(writes)
