@@ -154,26 +154,58 @@ func BenchmarkPaths(b *testing.B) {
 			for s, backend := range benchStores {
 				rounds[s] = path.prepare(b, signaltest.NewPeer(subjects(b, backend, 1)[0].Device), b.N)
 			}
-			times := make([][]time.Duration, len(benchStores))
-			b.ResetTimer()
-			for from := 0; from < b.N; from += benchBlock {
-				for _, s := range rand.Perm(len(rounds)) { // nobody always has the same one before him
-					for i := from; i < min(from+benchBlock, b.N); i++ {
-						start := time.Now()
-						if err := rounds[s](i); err != nil {
-							b.Fatal(err)
-						}
-						times[s] = append(times[s], time.Since(start))
-					}
-				}
-			}
-			b.StopTimer()
+			times := inTurns(b, rounds)
 			last := len(benchStores) - 1
-			floor := median(times[last])
 			for s, backend := range benchStores[:last] {
-				b.ReportMetric(median(times[s])/floor, backend.Name+"/maps")
+				b.ReportMetric(times[s]/times[last], backend.Name+"/maps")
 			}
-			b.ReportMetric(floor/1000, "µs-maps")
+			b.ReportMetric(times[last]/1000, "µs-maps")
+		})
+	}
+}
+
+// inTurns runs the rounds of several stores in turns and returns their medians in ns.
+func inTurns(b *testing.B, rounds []func(int) error) []float64 {
+	times := make([][]time.Duration, len(rounds))
+	b.ResetTimer()
+	for from := 0; from < b.N; from += benchBlock {
+		for _, s := range rand.Perm(len(rounds)) { // nobody always has the same one before him
+			for i := from; i < min(from+benchBlock, b.N); i++ {
+				start := time.Now()
+				if err := rounds[s](i); err != nil {
+					b.Fatal(err)
+				}
+				times[s] = append(times[s], time.Since(start))
+			}
+		}
+	}
+	b.StopTimer()
+	medians := make([]float64, len(rounds))
+	for s := range medians {
+		medians[s] = median(times[s])
+	}
+	return medians
+}
+
+// BenchmarkUnraced measures what it costs to look for races where there are none, on each path of the client: how many times as long it
+// takes as where nobody looks. Two of each are measured, so that what two of one kind differ by is seen, too.
+func BenchmarkUnraced(b *testing.B) {
+	for _, path := range benchPaths {
+		b.Run(path.name, func(b *testing.B) {
+			const looking, same, blind, blindSame = 0, 1, 2, 3
+			rounds := make([]func(int) error, 4)
+			for s := range rounds {
+				c, _ := open(b)
+				if s >= blind {
+					c.IgnoreRaces()
+				}
+				rounds[s] = path.prepare(b, signaltest.NewPeer(pair(b, c.NewDevice())), b.N)
+			}
+			times := inTurns(b, rounds)
+			b.ReportMetric((times[looking]+times[same])/(times[blind]+times[blindSame]), "looking/blind")
+			b.ReportMetric(times[looking]/times[same], "looking/same")
+			b.ReportMetric(times[blind]/times[blindSame], "blind/same")
+			b.ReportMetric((times[looking]+times[same]-times[blind]-times[blindSame])/2000, "µs-more")
 		})
 	}
 }

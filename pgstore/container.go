@@ -62,6 +62,7 @@ type Container struct {
 	watchers    watchers
 	hasty       atomic.Bool    // sends do not wait for new chains, see waitForNewChain
 	ignoreMarks bool           // for tests alone, see markOf
+	storeAsPut  bool           // for tests alone: what races is not compared, see reconcile.go
 	tasks       sync.WaitGroup // background work, ended by stopTasks
 	tasksCtx    context.Context
 	stopTasks   context.CancelFunc

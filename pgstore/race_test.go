@@ -367,6 +367,16 @@ func TestP4SendingAndReceivingAtOnceUsesNoMessageKeyTwice(t *testing.T) {
 	}
 }
 
+// The judge fires: with nothing compared, the same traffic uses message keys twice on our store, too.
+func TestWithoutComparingMessageKeysAreUsedTwice(t *testing.T) {
+	t.Parallel()
+	c, _ := open(t)
+	c.IgnoreRaces()
+	r := runRace(t, signaltest.NewPeer(pair(t, c.NewDevice())), raceConfig{peers: 1, sends: 1000, senders: 1, answerers: 1})
+	t.Logf("nothing compared: %v", r)
+	require.Positive(t, r.repeated, "the judge never fired")
+}
+
 // The judge fires: on sqlstore the same traffic uses message keys twice.
 func TestSqlstoreUsesMessageKeysTwice(t *testing.T) {
 	t.Parallel()

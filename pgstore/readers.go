@@ -156,6 +156,9 @@ func (in *instance) goneFrom(from source, k cache.Key) *gone {
 
 // give notes what a reader was given. It runs under the lock of the keys, so that nothing is deleted or moved in between.
 func (in *instance) give(to *held, keys []cache.Key, records []*recordValue) {
+	if in.c.storeAsPut {
+		return
+	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	to.since = time.Now()
@@ -226,6 +229,9 @@ func (in *instance) newReader(keys []cache.Key, many bool) *reader {
 	r.since = r.began
 	if !many {
 		r.plain = keys[0]
+	}
+	if in.c.storeAsPut {
+		return r
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()

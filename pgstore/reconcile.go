@@ -129,7 +129,7 @@ func (in *instance) putRecord(v *view, k cache.Key, record *recordValue, from so
 		return o, ErrMessageKeyUsed
 	}
 	out := record
-	if put.readable {
+	if put.readable && !in.c.storeAsPut {
 		over := in.overSession
 		if k.Type == typeSenderKey {
 			over = in.overSenderKey
