@@ -44,9 +44,10 @@ func (g *gone) moved() bool { return g.to != (cache.Key{}) }
 // reader is one outside of transactions.
 type reader struct {
 	held
-	plain cache.Key // what it reads, if it is not from GetManySessions
-	began time.Time
-	turn  // see turns.go
+	plain     cache.Key // what it reads, if it is not from GetManySessions
+	began     time.Time
+	forgotten bool // it is not among the readers any more
+	turn           // see turns.go
 }
 
 func (r *reader) many() bool { return r.plain == (cache.Key{}) }
@@ -243,6 +244,10 @@ func (in *instance) newReader(keys []cache.Key, many bool) *reader {
 func (in *instance) forget(r *reader) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if r.forgotten { // who puts says so twice, and nobody is to look for it in vain among thousands
+		return
+	}
+	r.forgotten = true
 	in.mu.readers.remove(r)
 	r.end()
 }
