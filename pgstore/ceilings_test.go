@@ -228,11 +228,14 @@ func TestP4ASendBelowTheCeilingWaitsForNothing(t *testing.T) {
 	d := pair(t, c.NewDevice())
 	ours, peer := signaltest.NewPeer(d), memoryPeers(1)[0]
 	signaltest.Meet(t, peer, ours)
+	var sent *waBinary.Node
 	send := func(ctx context.Context) error {
-		_, err := ours.Send(ctx, []types.JID{peer.Address()}, []byte("message"))
+		all, err := ours.Send(ctx, []types.JID{peer.Address()}, []byte("message"))
+		sent = all[peer.Address()]
 		return err
 	}
 	require.NoError(t, send(ctx))
+	first, _ := placeOf(t, 0, sent)
 	require.NoError(t, c.Flush(ctx))
 	network.Down()
 	for range reserve {
@@ -241,6 +244,40 @@ func TestP4ASendBelowTheCeilingWaitsForNothing(t *testing.T) {
 	require.ErrorIs(t, send(within(t, 100*time.Millisecond)), pgstore.ErrUnavailable)
 	network.Up()
 	require.NoError(t, send(ctx))
+	last, _ := placeOf(t, 0, sent)
+	require.Equal(t, place{0, first.chain, first.counter + reserve + 2}, last, "the message that did not leave keeps its key")
+	require.NoError(t, c.Close())
+}
+
+// A message to many whose chains are all new waits once, for all of them.
+func TestP4ManyNewChainsAreWaitedForTogether(t *testing.T) {
+	t.Parallel()
+	network := pgtest.NewProxy(t, pgtest.Open(t))
+	const bound = time.Second
+	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: network.DSN, NewChainWait: bound})
+	require.NoError(t, err)
+	ours, peers := signaltest.NewPeer(pair(t, c.NewDevice())), memoryPeers(20)
+	var to []types.JID
+	for _, p := range peers {
+		signaltest.Meet(t, p, ours)
+		to = append(to, p.Address())
+	}
+	require.NoError(t, c.Flush(ctx))
+	network.Down()
+	for _, p := range peers {
+		in, err := p.Send(ctx, []types.JID{ours.Address()}, []byte("in"))
+		require.NoError(t, err)
+		_, err = ours.Receive(ctx, p.Address(), in[ours.Address()])
+		require.NoError(t, err)
+	}
+	waited, began := c.Stats().Waited, time.Now()
+	_, err = ours.Send(ctx, to, []byte("to all"))
+	took := time.Since(began)
+	require.NoError(t, err)
+	require.Equal(t, waited+1, c.Stats().Waited)
+	require.GreaterOrEqual(t, took, bound)
+	require.Less(t, took, 5*bound, "not one after the other")
+	network.Up()
 	require.NoError(t, c.Close())
 }
 

@@ -58,6 +58,9 @@ type chaos struct {
 	repeated, back                                 int               // message keys used twice, and chains that went back
 	left, notLeft, retries, lives, clean           int
 	wentBack, imports, newcomers, healed, replayed int
+	begun                                          []int // sessions of ours with each of the others, that were begun anew
+	migrated, promoted, atOnce                     int   // numbers whose LID became known, archived states that came back, sends while something was read
+	evicted                                        int64
 	unread                                         []string
 }
 
@@ -68,9 +71,10 @@ type membership struct {
 }
 
 func (x *chaos) String() string {
-	return fmt.Sprintf("%d lives, %d of them ended cleanly, %d times the database went back, %d healed, %d replayed, %d imports, %d newcomers; "+
+	return fmt.Sprintf("%d lives, %d of them ended cleanly, %d times the database went back, %d healed, %d replayed, %d imports, %d newcomers, "+
+		"%d migrations, %d promotions, %d evictions, %d sends and receives at once; "+
 		"%d messages left, %d did not, %d message keys used twice, %d chains went back, %d unread, %d retry receipts of ours, %d of the others",
-		x.lives, x.clean, x.wentBack, x.healed, x.replayed, x.imports, x.newcomers,
+		x.lives, x.clean, x.wentBack, x.healed, x.replayed, x.imports, x.newcomers, x.migrated, x.promoted, x.evicted, x.atOnce,
 		x.left, x.notLeft, x.repeated, x.back, len(x.unread), x.retries, x.asked)
 }
 
@@ -89,7 +93,7 @@ func newChaos(t testing.TB, off bool, takes pgstore.Takes) *chaos {
 	d := pair(t, c.NewDevice())
 	x.jid = *d.ID
 	x.ours = signaltest.NewPeer(d)
-	x.theirs, x.numbers, x.late = make([]*signaltest.Peer, 3), make([]types.JID, 3), make([][]inbound, 3)
+	x.theirs, x.numbers, x.late, x.begun = make([]*signaltest.Peer, 3), make([]types.JID, 3), make([][]inbound, 3), make([]int, 3)
 	for i := range x.theirs {
 		require.True(t, x.newcomer(i))
 	}
@@ -190,6 +194,7 @@ func (x *chaos) end(cleanly bool) {
 	defer func() {
 		x.healed += int(x.c.Stats().Healed)
 		x.replayed += int(x.c.Stats().Replayed)
+		x.evicted += x.c.Stats().Cache.Evictions
 	}()
 	if cleanly {
 		err := x.c.Close()
@@ -225,6 +230,7 @@ func (x *chaos) step(who int) {
 		x.read(who, in)
 	case n < 80:
 		in := x.written(who)
+		x.atOnce++
 		done := make(chan struct{})
 		go func() { defer close(done); x.read(who, in) }()
 		x.send(who, false)
@@ -239,8 +245,7 @@ func (x *chaos) step(who int) {
 	case n < 90: // the server tells of a LID
 		telling, cancel := x.patiently()
 		defer cancel()
-		p := x.theirs[who]
-		require.NoError(x, x.device.LIDs.PutLIDMapping(telling, p.Address().ToNonAD(), p.Device.ID.ToNonAD()))
+		x.learn(telling, who)
 	default:
 		x.sendGroup()
 	}
@@ -282,7 +287,21 @@ func (x *chaos) meet(who int) {
 		begin = x.ours.SendAnew
 	}
 	node, err := begin(sending, x.theirs[who], []byte(text))
+	if err == nil {
+		x.begun[who]++
+	}
 	x.arrive(who, node, text, err)
+}
+
+// learn tells of a LID, with which all that is stored for its number moves.
+func (x *chaos) learn(ctx context.Context, who int) {
+	p := x.theirs[who]
+	known, err := x.device.LIDs.GetLIDForPN(ctx, p.Device.ID.ToNonAD())
+	require.NoError(x, err)
+	require.NoError(x, x.device.LIDs.PutLIDMapping(ctx, p.Address().ToNonAD(), p.Device.ID.ToNonAD()))
+	if known.IsEmpty() {
+		x.migrated++
+	}
 }
 
 // note is the judge.
@@ -343,15 +362,16 @@ func (x *chaos) pay() {
 }
 
 type inbound struct {
-	text string
-	node *waBinary.Node
+	text  string
+	node  *waBinary.Node
+	begun int // how many sessions had been begun anew when it was written
 }
 
 func (x *chaos) written(who int) inbound {
 	text := fmt.Sprint("in ", x.rng.Uint32())
 	all, err := x.theirs[who].Send(ctx, []types.JID{x.ours.Address()}, []byte(text))
 	require.NoError(x, err)
-	return inbound{text, all[x.ours.Address()]}
+	return inbound{text, all[x.ours.Address()], x.begun[who]}
 }
 
 // read takes a message in. One that cannot be read, for a chain that was lost, comes again on a new session, as after a retry receipt. While the
@@ -362,6 +382,9 @@ func (x *chaos) read(who int, in inbound) {
 	got, err := x.ours.Receive(reading, x.numbers[who], in.node)
 	if err == nil && string(got) != in.text {
 		x.Errorf("read %q, not %q", got, in.text)
+	}
+	if err == nil && in.begun < x.begun[who] { // on the session before
+		x.promoted++
 	}
 	if err == nil || reading.Err() != nil {
 		return
@@ -413,7 +436,11 @@ func TestP4NoMessageKeyTwiceWhateverDies(t *testing.T) {
 				require.Empty(t, x.unread, "neither at once nor when they were asked for again: %v", x)
 			}
 			t.Log(x)
-			require.Positive(t, x.clean)
+			for what, n := range map[string]int{
+				"clean ends": x.clean, "databases that went back": x.wentBack, "migrations": x.migrated, "evictions": int(x.evicted), "sends and receives at once": x.atOnce,
+			} {
+				require.Positive(t, n, what)
+			}
 		})
 	}
 }
