@@ -3,6 +3,7 @@ package pgstore_test
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/libsignal/keys/prekey"
 	"go.mau.fi/util/random"
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/types"
@@ -84,7 +86,56 @@ var benchPaths = []struct {
 			return err
 		}
 	}},
+	{"receive-first", func(b *testing.B, ours *signaltest.Peer, n int) func(int) error { // with one of our pre-keys
+		theirs, messages := memoryPeers(n), make([]*waBinary.Node, n)
+		for i, p := range theirs {
+			var err error
+			messages[i], err = p.Meet(ctx, ours, []byte("hello"))
+			require.NoError(b, err)
+		}
+		return func(i int) error {
+			_, err := ours.Receive(ctx, theirs[i].Address(), messages[i])
+			return err
+		}
+	}},
 	{"send", func(b *testing.B, ours *signaltest.Peer, _ int) func(int) error { return sendTo(b, ours, 1) }},
+	{"send-first", func(b *testing.B, ours *signaltest.Peer, n int) func(int) error { // with one of theirs
+		theirs, bundles := memoryPeers(n), make([]*prekey.Bundle, n)
+		for i, p := range theirs {
+			var err error
+			bundles[i], err = p.Bundle(ctx)
+			require.NoError(b, err)
+		}
+		return func(i int) error {
+			fetch := func(context.Context) (*prekey.Bundle, error) { return bundles[i], nil }
+			_, err := ours.SendAnewTo(ctx, theirs[i].Address(), fetch, []byte("hello"))
+			return err
+		}
+	}},
+	{"retry-answer", func(b *testing.B, ours *signaltest.Peer, _ int) func(int) error {
+		theirs := memoryPeers(1)[0]
+		signaltest.Meet(b, theirs, ours)
+		return func(int) error {
+			_, err := ours.Answer(ctx, theirs.Address(), []byte("again"))
+			return err
+		}
+	}},
+	{"receive-and-answer", func(b *testing.B, ours *signaltest.Peer, n int) func(int) error { // at once, each time on a new chain
+		theirs, messages := memoryPeers(n), make([]*waBinary.Node, n)
+		for i, p := range theirs {
+			signaltest.Meet(b, p, ours)
+			sent, err := p.Send(ctx, []types.JID{ours.Address()}, []byte("question"))
+			require.NoError(b, err)
+			messages[i] = sent[ours.Address()]
+		}
+		return func(i int) error {
+			if _, err := ours.Receive(ctx, theirs[i].Address(), messages[i]); err != nil {
+				return err
+			}
+			_, err := ours.Send(ctx, []types.JID{theirs[i].Address()}, []byte("answer"))
+			return err
+		}
+	}},
 	{"send-64", func(b *testing.B, ours *signaltest.Peer, _ int) func(int) error { return sendTo(b, ours, 64) }},
 	{"group-receive", func(b *testing.B, ours *signaltest.Peer, n int) func(int) error {
 		theirs := memoryPeers(1)[0]

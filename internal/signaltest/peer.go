@@ -91,15 +91,20 @@ func (p *Peer) Meet(ctx context.Context, other *Peer, plaintext []byte) (*waBina
 // SendAnew encrypts a message for another peer as SendMessage does for a device without a session: it reads, finds none, fetches a bundle, and
 // puts the new session with the others.
 func (p *Peer) SendAnew(ctx context.Context, other *Peer, plaintext []byte) (*waBinary.Node, error) {
-	existing, ctx, err := p.Device.WithCachedSessions(ctx, []string{other.Address().SignalAddress().String()})
+	return p.SendAnewTo(ctx, other.Address(), other.Bundle, plaintext)
+}
+
+// SendAnewTo is SendAnew with the bundle from elsewhere.
+func (p *Peer) SendAnewTo(ctx context.Context, to types.JID, fetch func(context.Context) (*prekey.Bundle, error), plaintext []byte) (*waBinary.Node, error) {
+	existing, ctx, err := p.Device.WithCachedSessions(ctx, []string{to.SignalAddress().String()})
 	if err != nil {
 		return nil, err
 	}
-	bundle, err := other.Bundle(ctx)
+	bundle, err := fetch(ctx)
 	if err != nil {
 		return nil, err
 	}
-	node, _, err := p.client.EncryptMessageForDevice(ctx, plaintext, other.Address(), bundle, nil, existing)
+	node, _, err := p.client.EncryptMessageForDevice(ctx, plaintext, to, bundle, nil, existing)
 	if err != nil {
 		return nil, err
 	}
