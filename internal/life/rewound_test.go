@@ -31,11 +31,19 @@ type rewound struct {
 func newRewound(t testing.TB, edit ...func(*settings)) *rewound {
 	t.Helper()
 	cluster := pgtest.NewCluster(t)
+	r := newRewoundOn(t, cluster.DSN, edit...)
+	r.cluster = cluster
+	return r
+}
+
+// newRewoundOn is one on a database that somebody else looks after.
+func newRewoundOn(t testing.TB, dsn string, edit ...func(*settings)) *rewound {
+	t.Helper()
 	few := func(s *settings) { s.Answer, s.Reserve = true, fewReserved }
-	l := newLifeOn(t, onPgstore, cluster.DSN, append([]func(*settings){few}, edit...)...)
+	l := newLifeOn(t, onPgstore, dsn, append([]func(*settings){few}, edit...)...)
 	l.troubles = []string{noConnection, keyUsed} // a send is refused whose chain is given up in the middle of it
 	l.pairSynced(appstate.Contact(person(0), "P", "Person 0"), appstate.Archive(person(0), true))
-	r := &rewound{talking: &talking{life: l, in: make(map[string][]*waserver.Contact), out: make(map[string][]*waserver.Contact)}, cluster: cluster}
+	r := &rewound{talking: &talking{life: l, in: make(map[string][]*waserver.Contact), out: make(map[string][]*waserver.Contact)}}
 	r.silent = l.server.NewContact(waserver.ContactConfig{Devices: 2})
 	r.friends = []*waserver.Contact{r.silent, l.server.NewContact(waserver.ContactConfig{}), l.server.NewContact(waserver.ContactConfig{Devices: 2})}
 	r.group = l.server.NewGroup(waserver.GroupConfig{}, slices.Concat([]*waserver.Contact{l.account.Contact}, r.friends)...)
