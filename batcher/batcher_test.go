@@ -104,6 +104,34 @@ func add(t testing.TB, l *testLane, ops ...testOp) batcher.Ticket {
 
 func put(key string, value int) testOp { return testOp{Kind: batcher.Put, Key: key, Value: value} }
 
+// A probe is flushed at once with whatever there is to write, and with nothing; it is nothing that could be lost.
+func TestP7AProbeIsFlushedAndIsNoWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		b := start(t, batcher.Config{Interval: time.Hour}, tb)
+		l := b.Lane("a")
+		require.NoError(t, l.Probe())
+		synctest.Wait()
+		require.Equal(t, [][]testSegment{{{Lane: "a"}}}, tb.flushed())
+		add(t, l, put("k", 1))
+		synctest.Wait()
+		require.Len(t, tb.flushed(), 1)
+		require.NoError(t, l.Probe())
+		synctest.Wait()
+		require.Equal(t, map[string]int{"k": 1}, tb.lane("a"))
+
+		refused := errors.New("refused")
+		tb.fail = func([]testSegment) error { return refused }
+		require.NoError(t, l.Probe())
+		require.Zero(t, l.Pending())
+		require.Zero(t, b.Stats().Pending)
+		l.Fail(refused)
+		require.ErrorIs(t, l.Probe(), refused)
+		require.Empty(t, l.Unsaved())
+		require.NoError(t, b.Close(ctx))
+	})
+}
+
 func TestP3UnhurriedWritesAreFlushedAtTheIntervalAndCoalesced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tb := newTable()

@@ -135,14 +135,39 @@ func (l *Lane[L, K, V]) Push(front, behind [][]Op[K, V]) error {
 	return nil
 }
 
+// Probe lets the lane be flushed at once, also with nothing to write, so that its [FlushFunc] looks how it has been left. It fails as Add does.
+func (l *Lane[L, K, V]) Probe() error {
+	b := l.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := l.refusalLocked(); err != nil {
+		return err
+	}
+	if len(l.queue) == 0 {
+		l.beginLocked()
+		l.queue = append(l.queue, newPart[K, V]())
+	}
+	if first := l.queue[0]; !first.wanted {
+		first.wanted = true
+		l.wanted++
+	}
+	b.nudge()
+	return nil
+}
+
+// beginLocked notes that the lane has something to do again.
+func (l *Lane[L, K, V]) beginLocked() {
+	l.since = time.Now()
+	l.b.mu.active[l] = struct{}{}
+}
+
 func (l *Lane[L, K, V]) addLocked(ops []Op[K, V]) Ticket {
 	b := l.b
 	if len(ops) == 0 {
 		return Ticket{}
 	}
 	if len(l.queue) == 0 {
-		l.since = time.Now()
-		b.mu.active[l] = struct{}{}
+		l.beginLocked()
 	}
 	p := l.tailLocked(len(ops))
 	before := p.room()

@@ -361,9 +361,14 @@ func aboutData(err error) bool {
 	return errors.As(err, &pgErr) && slices.Contains([]string{"22", "23", "54"}, pgErr.Code[:min(2, len(pgErr.Code))])
 }
 
+// final are the answers that stay the same however often one asks.
+var final = []error{
+	pgx.ErrNoRows, ErrCorrupt, ErrDeviceConflict, ErrDeviceDeleted, ErrClosed, ErrReleased, ErrRefused, ErrOwnershipLost, ErrDatabaseRewound, ErrLeased, errMoved,
+}
+
 // unavailable says whether a read may succeed when it is repeated.
 func unavailable(err error) bool {
-	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrDeviceConflict) || errors.Is(err, ErrClosed) || errors.Is(err, ErrOwnershipLost) || errors.Is(err, errMoved) || errors.Is(err, ErrLeased) {
+	if slices.ContainsFunc(final, func(f error) bool { return errors.Is(err, f) }) {
 		return false
 	}
 	var pgErr *pgconn.PgError

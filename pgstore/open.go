@@ -425,12 +425,9 @@ func (in *instance) moved() error {
 	if err := in.failure(); err != nil {
 		return err
 	}
-	nothing := op{Kind: batcher.Delete, Key: newKey(typeCreds, "nothing")}
-	ticket, err := in.lane.Add(batcher.Room{}, []op{nothing})
-	if err != nil {
+	if err := in.lane.Probe(); err != nil {
 		return in.translate(err)
 	}
-	ticket.Hurry()
 	return errAgain
 }
 

@@ -194,6 +194,26 @@ func TestP6AnIdleLoserIsTold(t *testing.T) {
 	require.Empty(t, stops)
 }
 
+// Who notices by a read has lost nothing, and is told nothing else.
+func TestP7WhoFindsOutByReadingHasNothingUnsaved(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	stops := make(chan pgstore.Stop, 1)
+	loser := process(t, dsn, func(cfg *pgstore.Config) {
+		cfg.OnStop, cfg.MemoryBudget, cfg.Lease = func(s pgstore.Stop) { stops <- s }, 1, time.Hour // no heartbeat tells it
+	})
+	d := pair(t, loser.NewDevice())
+	trust(t, "1:0", d)
+	require.NoError(t, loser.Flush(ctx))
+	mustDevice(t, process(t, dsn), *d.ID)
+	_, err := d.Identities.IsTrustedIdentity(ctx, "1:0", [32]byte{1})
+	require.ErrorIs(t, err, pgstore.ErrOwnershipLost)
+	stop := <-stops
+	require.ErrorIs(t, stop.Err, pgstore.ErrOwnershipLost)
+	require.Empty(t, stop.Unsaved)
+	require.NoError(t, loser.Close())
+}
+
 func TestADeviceKnowsItsInstance(t *testing.T) {
 	t.Parallel()
 	c, _ := open(t)
