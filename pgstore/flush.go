@@ -272,10 +272,10 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 		default:
 			err = c.replay(ctx, in, r)
 		}
-		if errors.Is(err, batcher.ErrAgain) {
-			ended[in], err = err, nil
-		} else if err != nil {
+		if err != nil && ctx.Err() != nil {
 			return append(rest, segments[i:]...), err
+		} else if err != nil { // the others need not wait for it
+			ended[in] = againLater(err)
 		}
 		if ended[in] == nil {
 			rest = append(rest, s)
@@ -308,6 +308,17 @@ func (c *Container) gone(in *instance) error {
 	in.stop(ErrDeviceDeleted)
 	c.forget(in)
 	return ErrDeviceDeleted
+}
+
+// againLater is a segment's result after an error of its own: it is tried again, unless that is of no use.
+func againLater(err error) error {
+	if errors.Is(err, batcher.ErrAgain) {
+		return err
+	}
+	if err = flushError(err); permanent(err) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", batcher.ErrAgain, err)
 }
 
 // flushError marks an error for good as one, and keeps what a server says about values out of it.

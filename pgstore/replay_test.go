@@ -3,6 +3,7 @@ package pgstore_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -176,6 +177,29 @@ func TestP6WhoAsksForADeviceDuringAReplayDoesNotStopIt(t *testing.T) {
 	trust(t, "3:0", d)
 	require.NoError(t, c.Flush(ctx))
 	require.Equal(t, 1, trusted(t, dsn, "2:0"))
+}
+
+// What cannot be taken anew yet holds up nobody else.
+func TestP7AReplayThatFailsHoldsUpNobodyElse(t *testing.T) {
+	t.Parallel()
+	dsn, failOver := onTimelines(t)
+	c := reopen(t, dsn)
+	devices := make([]*store.Device, 5)
+	for i := range devices {
+		devices[i] = pair(t, c.NewDevice())
+	}
+	require.NoError(t, c.Flush(ctx))
+	first := slices.MinFunc(devices, func(a, b *store.Device) int { return strings.Compare(a.ID.String(), b.ID.String()) })
+	require.NoError(t, execSQL(t, dsn,
+		`CREATE FUNCTION fake.no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF new.epoch <> old.epoch THEN RAISE 'not now' USING ERRCODE = '57014'; END IF; RETURN new; END $$`,
+		`CREATE TRIGGER no BEFORE UPDATE ON whatsmeow.instances FOR EACH ROW WHEN (old.id = '`+first.ID.String()+`') EXECUTE FUNCTION fake.no()`))
+	failOver()
+	atOnce(t, dsn, func() { trust(t, "1:0", devices...) })
+	require.Eventually(t, func() bool { return trusted(t, dsn, "1:0") == len(devices)-1 }, 10*time.Second, 10*time.Millisecond)
+	require.EqualValues(t, len(devices)-1, c.Stats().Replayed)
+	require.NoError(t, execSQL(t, dsn, `DROP TRIGGER no ON whatsmeow.instances`))
+	require.NoError(t, c.Flush(ctx))
+	require.Equal(t, len(devices), trusted(t, dsn, "1:0"))
 }
 
 func TestP9ADeviceIsDeletedThoughItsDatabaseWentBack(t *testing.T) {

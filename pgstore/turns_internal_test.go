@@ -18,7 +18,7 @@ func TestP4AnAnswerWaitsAsLongAsALargeSendMayTake(t *testing.T) {
 	t.Parallel()
 	for devices, longest := range map[int]time.Duration{1: 0, 2: manyTurn + answerTurn + 2*eachTurn, 512: time.Second + manyTurn} {
 		synctest.Test(t, func(t *testing.T) {
-			in := new(instance)
+			in := &instance{c: new(Container)}
 			in.transacted.Store(true)
 			keys := make([]cache.Key, devices)
 			for i := range keys {
