@@ -197,6 +197,31 @@ func TestP1AFetchNeverHidesAPendingWriteThatBecameDurableMeanwhile(t *testing.T)
 	}
 }
 
+// What a fetch has read from a disk that went back meanwhile counts no more: it is asked again.
+func TestP4AFetchFromBeforeARewriteDoesNotCount(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []cache.Type{scoped, onDemand} {
+		k := key(kind, "a1")
+		d := &disk{rows: map[cache.Key]string{k: "that other life's"}}
+		inst := open(t, newCache(0), d)
+		once := sync.Once{}
+		d.inFetch = func() {
+			once.Do(func() {
+				d.mu.Lock()
+				d.rows[k] = "ours"
+				d.mu.Unlock()
+				if err := inst.Rewrite(nil, d.commit, func(cache.Key, cache.Held, string) (cache.Write[string], bool) { return cache.Write[string]{}, false }); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		got, found, err := inst.Get(ctx, nil, k)
+		require.NoError(t, err)
+		require.True(t, found)
+		require.Equal(t, "ours", got)
+	}
+}
+
 func TestP11EvictionNeverTakesAnUnflushedValue(t *testing.T) {
 	t.Parallel()
 	d := &disk{rows: map[cache.Key]string{}}

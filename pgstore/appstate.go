@@ -89,12 +89,34 @@ func (s *deviceStore) GetAllAppStateSyncKeys(ctx context.Context) ([]*store.AppS
 // durable together: the first opens a group, an overlay that every reader of the collection
 // sees, and the last ends it. A version that is deleted drops an open group, and so does a call that fails: the client
 // gives up that patch and gets it again.
+//
+// Where the database went back, versions are dropped with their MACs (replay.go). A patch that was decoded on a version from before that is refused: it
+// would be there without the MACs that it builds on. The client then finds no version, and fetches the collection whole.
 
 // group returns the open group of a collection, or nil.
 func (in *instance) group(name string) *cache.Overlay[value] {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.mu.groups[name]
+}
+
+// openGroup returns the open group of a collection, a new one if there is none.
+func (in *instance) openGroup(name string) (*cache.Overlay[value], error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if err := in.versionDroppedLocked(name); err != nil {
+		return nil, err
+	}
+	group := in.mu.groups[name]
+	if group == nil {
+		group = new(cache.Overlay[value])
+		if in.mu.groups == nil {
+			in.mu.groups = make(map[string]*cache.Overlay[value])
+		}
+		in.mu.groups[name] = group
+	}
+	in.versionReadLocked(name) // what is decoded next builds on it
+	return group, nil
 }
 
 // dropGroup ends a group of a collection; nil is none.
@@ -104,6 +126,34 @@ func (in *instance) dropGroup(name string, group *cache.Overlay[value]) {
 	if group != nil && in.mu.groups[name] == group {
 		delete(in.mu.groups, name)
 	}
+}
+
+// versionRead notes that the version of a collection was read as it is now. It runs under the lock of the keys.
+func (in *instance) versionRead(name string) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.versionReadLocked(name)
+}
+
+func (in *instance) versionReadLocked(name string) {
+	if in.mu.versions == nil {
+		in.mu.versions = make(map[string]bool)
+	}
+	in.mu.versions[name] = true
+}
+
+// versionDropped is an error if the version of a collection was dropped since it was read.
+func (in *instance) versionDropped(name string) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.versionDroppedLocked(name)
+}
+
+func (in *instance) versionDroppedLocked(name string) error {
+	if current, read := in.mu.versions[name]; read && !current {
+		return fmt.Errorf("%w: app state version of %s was dropped, fetch it again", ErrDatabaseRewound, name)
+	}
+	return nil
 }
 
 // inCollection gives fn a view of a collection that includes its open group.
@@ -133,16 +183,10 @@ func (s *deviceStore) PutAppStateVersion(ctx context.Context, name string, versi
 	if err = in.failure(); err != nil {
 		return err
 	}
-	in.mu.Lock()
-	group := in.mu.groups[name]
-	if group == nil {
-		group = new(cache.Overlay[value])
-		if in.mu.groups == nil {
-			in.mu.groups = make(map[string]*cache.Overlay[value])
-		}
-		in.mu.groups[name] = group
+	group, err := in.openGroup(name)
+	if err != nil {
+		return err
 	}
-	in.mu.Unlock()
 	return in.keys.Update(ctx, group, nil, func(v *view) error {
 		v.Put(newKey(typeAppStateVersion, name), &appStateVersionValue{Version: version, Hash: hash[:]})
 		return nil
@@ -153,6 +197,9 @@ func (s *deviceStore) PutAppStateVersion(ctx context.Context, name string, versi
 func (s *deviceStore) GetAppStateVersion(ctx context.Context, name string) (version uint64, hash [128]byte, err error) {
 	err = s.inCollection(ctx, name, func(v *view) error {
 		version, hash = 0, [128]byte{}
+		if in := s.in.Load(); in != nil {
+			v.Then(func() { in.versionRead(name) })
+		}
 		stored, ok := v.Get(newKey(typeAppStateVersion, name))
 		state, ok := found[*appStateVersionValue](stored, ok)
 		if !ok {
@@ -212,6 +259,9 @@ func (s *deviceStore) PutAppStateMutationMACs(ctx context.Context, name string, 
 		opened = group.Writes() // now: inside the view its lock would come after the instance's
 	}
 	err = in.writeMany(ctx, patienceNone, len(opened)+len(mutations), func(v *view) error {
+		if err := in.versionDropped(name); err != nil {
+			return err
+		}
 		for _, w := range opened {
 			v.Write(w)
 		}

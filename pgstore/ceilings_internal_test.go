@@ -42,6 +42,18 @@ func TestP4ArchivedChainsAreAbandonedAlsoUnderAnAbandonedOne(t *testing.T) {
 	require.Contains(t, form.sends.abandoned, y)
 }
 
+// Chains that are kept over a database that went back are as new: its row is not there any more.
+func TestP4AKeptChainHasNoCeilingOnADatabaseThatWentBack(t *testing.T) {
+	t.Parallel()
+	v := putOver(nil, sessionOf(chainName('x'), 1))
+	chain, _ := v.sending()
+	v.reserve(64)
+	v.durable()
+	require.Equal(t, patienceNone, sendsOf(v).sent(chain, 2, 64))
+	v.replayed(true)
+	require.Equal(t, patienceNewChain, sendsOf(v).sent(chain, 3, 64))
+}
+
 func TestP4ARowThatIsTriedAgainSaysWhatItSaid(t *testing.T) {
 	t.Parallel()
 	x, z := chainName('x'), chainName('z')

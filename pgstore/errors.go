@@ -29,7 +29,8 @@ var (
 	ErrOwnershipLost error = &refusal{"pgstore: instance was taken by another owner"}
 	// ErrDatabaseRewound is returned by the stores of an instance whose rows in the database are older
 	// than what this process saved, as after a failover that lost writes, if that is found out while the container is being closed; and of one that has
-	// no row any more in a database that went back, because it was paired afterwards, or deleted. It matches context.Canceled.
+	// no row any more in a database that went back, because it was paired afterwards, or deleted. A patch of an app-state collection gets it whose
+	// version was dropped meanwhile, since the database had gone back: the client fetches the collection anew. It matches context.Canceled.
 	ErrDatabaseRewound error = &refusal{"pgstore: database lost writes that were durable"}
 	// ErrReleased is returned by the stores of an instance that this process has let go of with Release. It matches context.Canceled.
 	ErrReleased error = &refusal{"pgstore: instance was released"}

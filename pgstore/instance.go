@@ -40,6 +40,7 @@ type instance struct {
 		sync.Mutex
 		open      map[*transaction]struct{}
 		groups    map[string]*cache.Overlay[value] // open app-state groups by collection
+		versions  map[string]bool                  // collections whose version was read, and not dropped since
 		migrated  map[string]string                // PN user → LID user, escaped; nothing is stored for the PN since
 		readers   readers                          // who may put what it has read
 		handedOut []uint32                         // ids of the last answer of GetOrGenPreKeys
@@ -435,7 +436,7 @@ func (in *instance) endRecord(v *view, tx *transaction, w cache.Write[value]) (o
 	return in.putRecord(v, w.Key, w.Value.(*recordValue), from)
 }
 
-// dropOpenGroups forgets app-state groups that were never ended and says so.
+// dropOpenGroups forgets app-state groups that were never ended and says so. What was read of versions counts no more.
 func (in *instance) dropOpenGroups() {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -443,4 +444,7 @@ func (in *instance) dropOpenGroups() {
 		in.c.cfg.Logger.Warn("pgstore: unfinished app state patch dropped", "instance", in.id, "collection", name)
 	}
 	in.mu.groups = nil
+	for name := range in.mu.versions {
+		in.mu.versions[name] = false
+	}
 }

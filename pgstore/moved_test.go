@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/util/random"
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 
@@ -151,6 +152,10 @@ func TestP4ALivingOwnerWritesAgainWhatADatabaseHasLost(t *testing.T) {
 			require.NoError(t, m.d.PreKeys.RemovePreKey(ctx, made[0].KeyID))
 			require.NoError(t, m.c.Flush(ctx))
 
+			version, _, err := m.d.AppState.GetAppStateVersion(ctx, "regular")
+			require.NoError(t, err)
+			require.EqualValues(t, 3, version)
+			require.NoError(t, m.d.AppState.PutAppStateVersion(ctx, "critical_block", 8, [128]byte{1}))
 			m.goBack(c.promoted)
 			trust(t, "after:0", m.d)
 			require.NoError(t, m.c.Flush(within(t, 30*time.Second)))
@@ -159,6 +164,14 @@ func TestP4ALivingOwnerWritesAgainWhatADatabaseHasLost(t *testing.T) {
 			for i := range 3 {
 				require.Equal(t, !c.keeps && i == 0, m.send(fmt.Sprint("after ", i)))
 			}
+			one := []store.AppStateMutationMAC{{IndexMAC: random.Bytes(32), ValueMAC: random.Bytes(32)}}
+			require.ErrorIs(t, m.d.AppState.PutAppStateVersion(ctx, "regular", 4, [128]byte{1}), pgstore.ErrDatabaseRewound, "it builds on version 3, which was dropped")
+			require.ErrorIs(t, m.d.AppState.PutAppStateMutationMACs(ctx, "critical_block", 8, one), pgstore.ErrDatabaseRewound)
+			version, _, err = m.d.AppState.GetAppStateVersion(ctx, "critical_block")
+			require.NoError(t, err)
+			require.Zero(t, version, "a patch that was begun before")
+			require.NoError(t, m.d.AppState.PutAppStateVersion(ctx, "critical_block", 9, [128]byte{1}), "the client has seen that there is none")
+			require.NoError(t, m.d.AppState.PutAppStateMutationMACs(ctx, "critical_block", 9, one))
 			signaltest.Say(t, m.peer, m.ours, "do you read me?")
 			m.send("I do")
 			require.NoError(t, m.c.Close())
@@ -183,10 +196,10 @@ func TestP4ALivingOwnerWritesAgainWhatADatabaseHasLost(t *testing.T) {
 				require.Zero(t, count)
 				require.Greater(t, next.KeyID, made[4].KeyID+100_000)
 			}
-			version, _, err := m.d.AppState.GetAppStateVersion(ctx, "regular")
+			version, _, err = m.d.AppState.GetAppStateVersion(ctx, "regular")
 			require.NoError(t, err)
 			require.Zero(t, version, "its MACs were not in memory")
-			require.Zero(t, scalar[int](t, m.dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'app_state_mac'`))
+			require.Equal(t, 1, scalar[int](t, m.dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'app_state_mac'`), "what came afterwards")
 		})
 	}
 }

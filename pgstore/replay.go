@@ -148,6 +148,7 @@ func (c *Container) replay(ctx context.Context, in *instance, found position) er
 		in.fence.epoch, in.fence.seq, in.fence.timeline, in.fence.claim = t.epoch, t.seq, t.timeline, 0
 		in.fence.Unlock()
 		in.lapses = lapses
+		in.dropOpenGroups()
 		in.stepThrough.Store(t.stepThrough)
 		in.abandonThrough.Store(t.abandonThrough)
 		if !keep {
@@ -169,7 +170,6 @@ func (c *Container) replay(ctx context.Context, in *instance, found position) er
 	if err != nil {
 		return err
 	}
-	in.dropOpenGroups()
 	c.LIDMap.again(t.timeline)
 	c.replayed.Add(1)
 	c.cfg.Logger.Warn("pgstore: database went back or may have, instance taken anew and written again", "instance", in.id, "keys", len(older), "chains_kept", keep)
