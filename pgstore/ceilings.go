@@ -21,7 +21,8 @@ import (
 //     chain, nearly always a decrypt, asks for its flush at once, so that an answer a few milliseconds later finds it durable.
 //  4. After an unclean end the instance's step_through says which rows may be behind (see the take). The sending chain of such a row
 //     is moved to its ceiling before it is used (unclean.go): the peer sees a gap. Archived states have no ceiling; their chains are
-//     abandoned. So are all chains of rows from before the database went back in time (abandon_through).
+//     abandoned. So are all chains of rows from before the database went back in time (abandon_through), and those of rows without a ceiling
+//     (imports, older versions); an import whose counters are exact marks its instance as cleanly left.
 //
 // The ceiling is about a chain, wherever its row is. A record that is moved takes what its old row may hold along.
 //

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/store"
@@ -131,6 +132,21 @@ func TestP4GapsDoNotAddUpToMoreThanAReceiverSkips(t *testing.T) {
 		s.next(false, wide)
 	}
 	require.Fail(t, "the chain was never abandoned")
+}
+
+// An import whose counters are exact says so by an instance that is cleanly left.
+func TestP4AfterACleanEndARowWithoutACeilingIsExact(t *testing.T) {
+	t.Parallel()
+	s := newSender(t)
+	s.send()
+	before := s.row()
+	require.NoError(t, s.c.Close())
+	require.NoError(t, execSQL(t, s.dsn, `UPDATE whatsmeow.auth_keys SET data = data - 'ceiling' WHERE key_type = 'session'`))
+	s.next(true)
+	s.send()
+	after := s.row()
+	require.Equal(t, before.counter(t)+1, after.counter(t))
+	require.Empty(t, after.Abandoned)
 }
 
 // What an older version of the library, or an import, has written says nothing of what has left.
@@ -308,6 +324,42 @@ func TestP4TheWaitForANewChainIsBounded(t *testing.T) {
 	require.Less(t, answer(peers[1]), 300*time.Millisecond, "nobody waits any more")
 	network.Up()
 	require.NoError(t, c.Flush(ctx))
+	require.NoError(t, c.Close())
+}
+
+// Where one instance alone cannot be flushed, its sends do not wait again each time that another's is.
+func TestP4AnInstanceThatCannotBeFlushedWaitsOnce(t *testing.T) {
+	t.Parallel()
+	const bound = 2 * time.Second
+	c, dsn := open(t, func(cfg *pgstore.Config) { cfg.NewChainWait = bound })
+	stuck, other := pair(t, c.NewDevice()), pair(t, c.NewDevice())
+	ours, peers := signaltest.NewPeer(stuck), memoryPeers(2)
+	for _, p := range peers {
+		signaltest.Meet(t, p, ours)
+	}
+	require.NoError(t, c.Flush(ctx))
+	conn, err := pgx.Connect(ctx, dsn)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(ctx)) }()
+	tx, err := conn.Begin(ctx)
+	require.NoError(t, err)
+	_, err = tx.Exec(ctx, `SELECT FROM whatsmeow.instances WHERE id = $1 FOR UPDATE`, stuck.ID.String())
+	require.NoError(t, err)
+	answer := func(p *signaltest.Peer) time.Duration {
+		in, err := p.Send(ctx, []types.JID{ours.Address()}, []byte("in"))
+		require.NoError(t, err)
+		_, err = ours.Receive(ctx, p.Address(), in[ours.Address()])
+		require.NoError(t, err)
+		began := time.Now()
+		_, err = ours.Send(ctx, []types.JID{p.Address()}, []byte("out"))
+		require.NoError(t, err)
+		return time.Since(began)
+	}
+	require.GreaterOrEqual(t, answer(peers[0]), bound)
+	trust(t, "1:0", other)
+	require.Eventually(t, func() bool { return trusted(t, dsn, "1:0") == 1 }, 10*time.Second, time.Millisecond)
+	require.Less(t, answer(peers[1]), bound)
+	require.NoError(t, tx.Rollback(ctx))
 	require.NoError(t, c.Close())
 }
 

@@ -441,6 +441,9 @@ func TestP4NoMessageKeyTwiceWhateverDies(t *testing.T) {
 			} {
 				require.Positive(t, n, what)
 			}
+			if *chaosRounds >= 1000 { // what is rarer
+				require.Positive(t, min(x.promoted, x.healed, x.replayed, x.imports, x.asked, x.retries))
+			}
 		})
 	}
 }

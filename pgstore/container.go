@@ -60,7 +60,7 @@ type Container struct {
 	bundles     *rate.Limiter
 	claims      atomic.Bool // it takes its share of instances
 	watchers    watchers
-	hasty       atomic.Bool    // sends do not wait for new chains, see waitForNewChain
+	hasty       atomic.Bool    // nothing was flushed since a send waited in vain, see waitForNewChain
 	ignoreMarks bool           // for tests alone, see markOf
 	storeAsPut  bool           // for tests alone: what races is not compared, see reconcile.go
 	tasks       sync.WaitGroup // background work, ended by stopTasks
@@ -246,8 +246,8 @@ func (c *Container) Shutdown(ctx context.Context) error {
 func (c *Container) shutdown(ctx context.Context) error {
 	c.mu.Lock()
 	c.ended.Store(true)
+	instances := slices.Collect(maps.Values(c.mu.instances)) // now: one that stops from here on is still to be looked after
 	c.mu.Unlock()
-	instances := c.taken()
 	c.leave(ctx)
 	c.stopTasks()
 	c.tasks.Wait()

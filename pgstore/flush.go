@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -204,6 +205,10 @@ func (in *instance) advance() {
 	in.fence.Unlock()
 }
 
+// replayTurn is how long one flush takes instances anew whose rows went back. The others come with the next: whoever waits for one is to hear of it soon,
+// however many there are.
+const replayTurn = time.Second
+
 // errAgain makes what came across a change by others begin again.
 var errAgain = errors.New("pgstore: changed meanwhile")
 
@@ -238,6 +243,7 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 	if err != nil {
 		return segments, err
 	}
+	began := time.Now()
 	for i, s := range segments {
 		in := s.Lane
 		r := stored[in.id]
@@ -266,8 +272,13 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 			}
 		case trusted && r.epoch == at.epoch && r.seq == at.seq:
 			in.follow(now)
-		case leaving:
-			ended[in] = ErrDatabaseRewound
+		case leaving: // whoever takes it next might not see that the database went back
+			if err = c.noteRewound(ctx, []*instance{in}); err == nil {
+				ended[in] = ErrDatabaseRewound
+				continue
+			}
+		case time.Since(began) > replayTurn:
+			rest = append(rest, s)
 			continue
 		default:
 			err = c.replay(ctx, in, r)

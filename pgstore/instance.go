@@ -35,6 +35,7 @@ type instance struct {
 	preKeys    sync.Mutex  // held while pre-keys are made
 	unbuffered atomic.Bool // the warning of warnUnbuffered was given
 	transacted atomic.Bool // the client decrypts in transactions
+	hasty      atomic.Bool // nothing of it was flushed since a send waited in vain, see waitForNewChain
 
 	mu struct {
 		sync.Mutex
@@ -341,9 +342,9 @@ func (in *instance) wait(ctx context.Context, wait patience, ticket batcher.Tick
 }
 
 // waitForNewChain waits until a chain is durable that nobody has sent on yet. The client holds its send lock meanwhile, so the wait is
-// short, and after one that was in vain there is none until a flush has succeeded: no message key repeats without it.
+// short, and after one that was in vain there is none until a flush has succeeded, in this instance one of its own: no message key repeats without it.
 func (in *instance) waitForNewChain(ctx context.Context, ticket batcher.Ticket) error {
-	if in.c.hasty.Load() {
+	if in.c.hasty.Load() || in.hasty.Load() {
 		return nil
 	}
 	limited, cancel := context.WithTimeout(ctx, in.c.cfg.NewChainWait)
@@ -352,6 +353,7 @@ func (in *instance) waitForNewChain(ctx context.Context, ticket batcher.Ticket) 
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
 		in.c.cfg.Logger.Warn("pgstore: database is slow, sends do not wait for new chains until it answers", "instance", in.id)
 		in.c.hasty.Store(true)
+		in.hasty.Store(true)
 		return nil
 	}
 	return in.waited(ctx, err)

@@ -176,6 +176,7 @@ func (c *Container) connect(in *instance) {
 			}
 		}
 		c.hasty.Store(false)
+		in.hasty.Store(false)
 		in.keys.Durable(writes)
 	})
 }

@@ -89,7 +89,7 @@ func put(k cache.Key, v value) (cache.Write[value], bool) {
 	return cache.Write[value]{Key: k, Op: cache.Put, Value: v}, true
 }
 
-// claimed is the epoch under which this process is taking the instance anew; 0 for none.
+// claimed is the epoch under which this process is taking the instance anew; -1 for none.
 func (in *instance) claimed() int64 {
 	in.fence.Lock()
 	defer in.fence.Unlock()

@@ -2,6 +2,7 @@ package pgstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -15,9 +16,11 @@ type Mark struct {
 // Witness remembers outside of the database how far instances have got. Its methods may be called concurrently.
 //
 // Rows that are older than the witness remembers have gone back in time: whoever takes the instance heals it. A container tells its witness of every
-// take before the instance is used, of what was flushed once a second, and at its end. So a database that was put back by less than
-// a second, and has not been taken since, is not noticed; nor is one by a witness that goes back with it, or that another process has
-// told (a file, where the instance was on another machine meanwhile).
+// take before the instance is used, of what was flushed once a second, and at its end; once a second it also asks whether somebody else has taken one
+// of its instances. So a database that was put back by less than a second, and has not been taken since, is not noticed. For up to a second an owner does
+// not notice that a restore has undone the take of somebody who had its instance meanwhile: what it sends in that second may have that one's message
+// keys. Nor is a restore noticed by a witness that goes back with it, or that another process has told (a file, where the instance was on another
+// machine meanwhile).
 type Witness interface {
 	// Load returns the last mark of an instance, the zero Mark if there is none.
 	Load(ctx context.Context, instance string) (Mark, error)
@@ -71,17 +74,19 @@ func (c *Container) tellWitness(ctx context.Context, instances []*instance) erro
 
 // askWitness loses the instances of which the witness knows a later take, though the database may have lost it, and tells it of the others.
 func (c *Container) askWitness(ctx context.Context) error {
-	instances := c.taken()
-	for _, in := range instances {
+	var errs []error
+	kept := slices.DeleteFunc(c.taken(), func(in *instance) bool {
 		known, err := c.witnessed(ctx, in.id)
 		if err != nil {
-			return err
+			errs = append(errs, err)
+			return true // it may know of a later take, which is not to be replaced
 		}
 		if known.Epoch > in.epoch() {
 			in.lose(ErrOwnershipLost)
 		}
-	}
-	return c.tellWitness(ctx, slices.DeleteFunc(instances, func(in *instance) bool { return !in.usable() }))
+		return !in.usable()
+	})
+	return errors.Join(append(errs, c.tellWitness(ctx, kept))...)
 }
 
 // keepWitness tells the witness until the container is closed.

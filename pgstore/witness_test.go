@@ -3,6 +3,7 @@ package pgstore_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -105,18 +106,36 @@ func TestP6ARestoreThatUndoesATakeIsNoticedByTheWitness(t *testing.T) {
 // An owner that leaves sees that its database went back, and says so where the next one looks.
 func TestP4AnOwnerThatLeavesTellsOfADatabaseThatWentBack(t *testing.T) {
 	t.Parallel()
-	m := newMoving(t)
-	m.send("one")
-	m.remember()
-	for range 100 {
-		m.send("lost")
-	}
-	require.NoError(t, m.c.Flush(ctx))
-	m.goBack(false)
-	_ = m.c.Close()
-	m.open()
-	for range 100 {
-		m.send("again")
+	for _, pending := range []bool{false, true} {
+		for name, leave := range map[string]func(*moving) error{
+			"Close":   func(m *moving) error { return m.c.Close() },
+			"Release": func(m *moving) error { return m.c.Release(ctx, pgstore.InstanceID(m.d)) },
+			"Release, and Close": func(m *moving) error {
+				return errors.Join(m.c.Release(ctx, pgstore.InstanceID(m.d)), m.c.Close())
+			},
+		} {
+			t.Run(fmt.Sprintf("%s, pending=%t", name, pending), func(t *testing.T) {
+				t.Parallel()
+				m := newMoving(t)
+				m.send("one")
+				require.NoError(t, m.c.Close())
+				m.open(func(cfg *pgstore.Config) { cfg.FlushInterval, cfg.MaxRest = time.Hour, time.Hour })
+				m.remember()
+				for range 100 {
+					m.send("lost")
+				}
+				require.NoError(t, m.c.Flush(ctx))
+				m.goBack(false)
+				if pending {
+					trust(t, "1:0", m.d)
+				}
+				_ = leave(m)
+				m.open()
+				for range 100 {
+					m.send("again")
+				}
+			})
+		}
 	}
 }
 

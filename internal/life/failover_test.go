@@ -121,6 +121,7 @@ func TestP4ADatabaseThatGoesBackBringsNoKeyBack(t *testing.T) {
 		{loss: failover, fate: alive, leased: true},
 		{loss: failover, fate: dead},
 		{loss: failover, fate: frozen},
+		{loss: failover, fate: frozen, leased: true},
 		{loss: restore, fate: alive},
 		{loss: restore, fate: dead},
 		{loss: snapshot, fate: alive},
