@@ -157,14 +157,17 @@ func (c *Container) Claim(ctx context.Context, n int) ([]*store.Device, error) {
 	return devices, errors.Join(errs...)
 }
 
-// free is an instance that no living process has.
-const free = `(i.process IS NULL OR NOT EXISTS (SELECT FROM {schema}.processes p WHERE p.id = i.process AND p.expires > clock_timestamp()))`
-
 // claimStatement notes this process as the one that is about to take instances. Others that claim at the same time leave them out; if it
-// dies before it takes them, they are free when its lease expires.
-const claimStatement = `
-UPDATE {schema}.instances i SET process = $1 FROM (
-    SELECT i.id FROM {schema}.instances i WHERE ` + free + ` ORDER BY i.taken_at LIMIT $2 FOR UPDATE OF i SKIP LOCKED) AS free
+// dies before it takes them, they are free when its lease expires. What another one has claimed since this statement began is looked at again when it is
+// locked, and its process is none of the dead that this statement has found, be it as new as it may.
+const claimStatement = nobodys + `, unowned AS (
+    SELECT id FROM {schema}.instances WHERE process IS NULL ORDER BY taken_at LIMIT $2 FOR UPDATE SKIP LOCKED
+), orphaned AS (
+    SELECT i.id FROM dead, LATERAL (
+        SELECT i.id FROM {schema}.instances i WHERE i.process = dead.process ORDER BY i.taken_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS i
+)
+UPDATE {schema}.instances i SET process = $1
+FROM (SELECT id FROM unowned UNION ALL SELECT id FROM orphaned LIMIT $2) AS free
 WHERE i.id = free.id RETURNING i.id`
 
 // unclaim gives back what could not be opened.

@@ -29,8 +29,11 @@ type Event struct {
 	Err      error
 }
 
-// watchInterval is how often a watch looks, whether it was told of anything or not.
-const watchInterval = time.Second
+const (
+	watchInterval = time.Second        // how often a watch looks, whether it was told of anything or not
+	watchLate     = time.Millisecond   // how much later than a lease expires it looks
+	countInterval = 10 * watchInterval // how often it counts what everybody has, although nothing seems to have changed
+)
 
 // watchers are the calls of Watch that have not ended.
 type watchers struct {
@@ -106,19 +109,37 @@ func (c *Container) Watch(ctx context.Context) (<-chan Event, error) {
 	return events, nil
 }
 
+// watch tells what it was told of, and looks:
+//
+//  1. Ask for the situation, which costs no more where there are many instances.
+//  2. Ask for the share, which counts them, only if the situation has changed, if there was something to do the last time, or if the last
+//     time is long ago: what was paired or deleted meanwhile may have moved the shares.
+//  3. Rest ten times as long as that took, since everybody looks at once when many instances are let go of, one after the other.
+//  4. Look again in a second, and at once when the database says that somebody has let go, or when a lease expires.
 func (c *Container) watch(ctx context.Context, w *watcher, events chan<- Event) {
-	tick := time.NewTicker(watchInterval)
-	defer tick.Stop()
+	next := time.NewTimer(0)
+	defer next.Stop()
+	var before situation // when there was nothing to do
+	var counted time.Time
 	for {
-		now := c.watchers.take(w)
-		if s, err := c.share(ctx); err == nil {
-			if n := s.claimable(); n > 0 {
-				now = append(now, Event{Kind: Claimable, Count: n})
-			}
-			if n := s.surplus(); n > 0 {
-				now = append(now, Event{Kind: Surplus, Count: n})
-			}
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		case <-next.C:
 		}
+		now := c.watchers.take(w)
+		began := time.Now()
+		s, err := c.situation(ctx)
+		if err == nil && (!s.same(before) || time.Since(counted) >= countInterval) {
+			before = situation{}
+			var todo []Event
+			if todo, err = c.todo(ctx); err == nil && len(todo) == 0 {
+				before, counted = s, time.Now()
+			}
+			now = append(now, todo...)
+		}
+		took := time.Since(began)
 		for _, e := range now {
 			select {
 			case events <- e:
@@ -129,10 +150,26 @@ func (c *Container) watch(ctx context.Context, w *watcher, events chan<- Event) 
 		select {
 		case <-ctx.Done():
 			return
-		case <-w.wake:
-		case <-tick.C:
+		case <-time.After(min(watchInterval, 10*took)):
 		}
+		pause := watchInterval
+		if s.expires > 0 {
+			pause = min(pause, s.expires-time.Since(began)+watchLate)
+		}
+		next.Reset(pause)
 	}
+}
+
+// todo is what is to be claimed or released.
+func (c *Container) todo(ctx context.Context) (todo []Event, err error) {
+	s, err := c.share(ctx)
+	if n := s.claimable(); n > 0 {
+		todo = append(todo, Event{Kind: Claimable, Count: n})
+	}
+	if n := s.surplus(); n > 0 {
+		todo = append(todo, Event{Kind: Surplus, Count: n})
+	}
+	return todo, err
 }
 
 // channel is on which the database tells that instances were let go of.
