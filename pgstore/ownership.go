@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"go.mau.fi/whatsmeow/store"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/wataki/whatsmeow-pgstore/batcher"
 )
@@ -143,18 +145,21 @@ func (c *Container) Claim(ctx context.Context, n int) ([]*store.Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pgstore: claiming instances: %w", err)
 	}
-	var devices []*store.Device
-	var errs []error
-	for _, id := range ids {
-		d, err := c.takeDevice(ctx, id)
-		switch {
-		case err != nil:
-			errs = append(errs, err, c.unclaim(ctx, id))
-		case d != nil:
-			devices = append(devices, d)
-		}
+	devices := make([]*store.Device, len(ids))
+	errs := make([]error, len(ids))
+	var opening errgroup.Group
+	opening.SetLimit(max(1, int(c.pool.Config().MaxConns)/2)) // flushes need connections, too
+	for i, id := range ids {
+		opening.Go(func() error {
+			var err error
+			if devices[i], err = c.takeDevice(ctx, id); err != nil {
+				errs[i] = errors.Join(err, c.unclaim(ctx, id))
+			}
+			return nil
+		})
 	}
-	return devices, errors.Join(errs...)
+	_ = opening.Wait()
+	return slices.DeleteFunc(devices, func(d *store.Device) bool { return d == nil }), errors.Join(errs...)
 }
 
 // claimStatement notes this process as the one that is about to take instances. Others that claim at the same time leave them out; if it
