@@ -52,10 +52,12 @@ func (c *Container) Take(ctx context.Context, d *store.Device) error {
 	return err
 }
 
-// lostStatement finds those of this process's instances that another one has taken.
+// lostStatement finds those of this process's instances that another one has taken: each by the index, lest all instances are read for them.
 const lostStatement = `
-SELECT i.id, i.epoch FROM {schema}.instances i JOIN unnest($1::text[], $2::bigint[]) AS l (id, epoch) ON l.id = i.id
-WHERE i.epoch > l.epoch AND i.process IS DISTINCT FROM $3`
+SELECT id, epoch FROM (
+    SELECT l.id, (SELECT i.epoch FROM {schema}.instances i WHERE i.id = l.id AND i.epoch > l.epoch AND i.process IS DISTINCT FROM $3) AS epoch
+    FROM unnest($1::text[], $2::bigint[]) AS l (id, epoch) OFFSET 0) AS found
+WHERE epoch IS NOT NULL`
 
 // findLost tells of instances that were lost. A flush would find out, too; but who has nothing to write would keep a client that, when it
 // connects again, cuts off the new owner's: one that comes back from a suspended machine, or from behind a broken network.
