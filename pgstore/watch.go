@@ -32,7 +32,7 @@ type Event struct {
 const (
 	watchInterval = time.Second        // how often a watch looks, whether it was told of anything or not
 	watchLate     = time.Millisecond   // how much later than a lease expires it looks
-	countInterval = 10 * watchInterval // how often it counts what everybody has, although nothing seems to have changed
+	countInterval = 30 * watchInterval // how often it counts what everybody has, although nothing seems to have changed
 )
 
 // watchers are the calls of Watch that have not ended.
