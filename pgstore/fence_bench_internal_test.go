@@ -88,7 +88,7 @@ func fenceOnce(b *testing.B, conn *pgx.Conn, c *Container, statement string, lan
 		ops.instances = append(ops.instances, lanes[i*len(lanes)/rows].id)
 		ops.types, ops.ids = append(ops.types, "session"), append(ops.ids, fmt.Sprintf("%06d:0", i))
 		ops.kinds = append(ops.kinds, 0)
-		ops.data = append(ops.data, fmt.Sprintf(`{"record": "%s%d"}`, strings.Repeat("x", 2000), time.Now().UnixNano()))
+		ops.data = append(ops.data, fmt.Sprintf(`{"record": "%s%d"}`, strings.Repeat("x", 200), time.Now().UnixNano()))
 	}
 	began := time.Now()
 	tx, err := conn.Begin(ctx)
