@@ -38,7 +38,7 @@ func insertDevices(t testing.TB, dsn string, n int) {
 			SELECT 'i' || n, (4900000000 + n) || ':7@s.whatsapp.net', '', i.epoch, i.epoch, i.timeline, i.system
 			FROM whatsmeow.instances i, generate_series(1, %d) AS n`, n),
 		`INSERT INTO whatsmeow.auth_keys (instance_id, key_type, key_id, data, seq)
-			SELECT i.id, k.key_type, k.key_id, jsonb_set(k.data, '{jid}', to_jsonb(i.jid)), 0
+			SELECT i.id, k.key_type, k.key_id, jsonb_set(k.data, '{device,jid}', to_jsonb(i.jid)), 0
 			FROM whatsmeow.auth_keys k, whatsmeow.instances i WHERE k.key_type = 'creds' AND k.key_id = 'device' AND i.id <> k.instance_id AND k.instance_id = '`+d.ID.String()+`'`))
 }
 

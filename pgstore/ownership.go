@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"go.mau.fi/whatsmeow/store"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/wataki/whatsmeow-pgstore/batcher"
 )
@@ -121,64 +119,4 @@ func (c *Container) Release(ctx context.Context, id string) error {
 	in.stop(ErrReleased)
 	c.forget(in)
 	return nil
-}
-
-// Claim takes up to n instances that no living process has, no more than this process's share of all of them, and returns their devices. The share is the
-// same for all processes that have called Claim or Watch and live, within one. Several processes may claim at once: each instance goes to
-// one. If some cannot be opened, the others are returned with the error.
-func (c *Container) Claim(ctx context.Context, n int) ([]*store.Device, error) {
-	if err := c.join(ctx); err != nil {
-		return nil, err
-	}
-	s, err := c.share(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if n = min(n, s.claimable()); n <= 0 {
-		return nil, nil
-	}
-	var ids []string
-	err = c.read(ctx, claimStatement, []any{c.process, n}, func() { ids = nil }, func(rows pgx.Rows) error {
-		var id string
-		err := rows.Scan(&id)
-		ids = append(ids, id)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("pgstore: claiming instances: %w", err)
-	}
-	devices := make([]*store.Device, len(ids))
-	errs := make([]error, len(ids))
-	var opening errgroup.Group
-	opening.SetLimit(max(1, int(c.pool.Config().MaxConns)/2)) // flushes need connections, too
-	for i, id := range ids {
-		opening.Go(func() error {
-			var err error
-			if devices[i], err = c.takeDevice(ctx, id); err != nil {
-				errs[i] = errors.Join(err, c.unclaim(ctx, id))
-			}
-			return nil
-		})
-	}
-	_ = opening.Wait()
-	return slices.DeleteFunc(devices, func(d *store.Device) bool { return d == nil }), errors.Join(errs...)
-}
-
-// claimStatement notes this process as the one that is about to take instances. Others that claim at the same time leave them out; if it
-// dies before it takes them, they are free when its lease expires. What another one has claimed since this statement began is looked at again when it is
-// locked, and its process is none of the dead that this statement has found, be it as new as it may.
-const claimStatement = nobodys + `, unowned AS (
-    SELECT id FROM {schema}.instances WHERE process IS NULL ORDER BY taken_at LIMIT $2 FOR UPDATE SKIP LOCKED
-), orphaned AS (
-    SELECT i.id FROM dead, LATERAL (
-        SELECT i.id FROM {schema}.instances i WHERE i.process = dead.process ORDER BY i.taken_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS i
-)
-UPDATE {schema}.instances i SET process = $1
-FROM (SELECT id FROM unowned UNION ALL SELECT id FROM orphaned LIMIT $2) AS free
-WHERE i.id = free.id RETURNING i.id`
-
-// unclaim gives back what could not be opened.
-func (c *Container) unclaim(ctx context.Context, id string) error {
-	_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances SET process = NULL WHERE id = $1 AND process = $2`), pgx.QueryExecModeExec, id, c.process)
-	return withoutRows(err)
 }

@@ -131,7 +131,7 @@ func fillScale(t testing.TB, c *Container) (one struct {
 			SELECT 'instance ' || n, (4900000000 + n) || ':7@s.whatsapp.net', i.epoch, i.epoch, i.timeline, i.system, p.ids[n % cardinality(p.ids) + 1]
 			FROM {schema}.instances i, (SELECT array_agg(id) AS ids FROM {schema}.processes WHERE owner LIKE 'process %') AS p, generate_series(1, $1) AS n`,
 		`INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq)
-			SELECT i.id, k.key_type, k.key_id, CASE k.key_id WHEN 'device' THEN jsonb_set(k.data, '{jid}', to_jsonb(i.jid)) ELSE k.data END, 0
+			SELECT i.id, k.key_type, k.key_id, CASE k.key_id WHEN 'device' THEN jsonb_set(k.data, '{device,jid}', to_jsonb(i.jid)) ELSE k.data END, 0
 			FROM {schema}.auth_keys k, {schema}.instances i WHERE i.id LIKE 'instance %' AND $1 > 0`,
 	} {
 		_, err = c.pool.Exec(ctx, c.sql(fill), *scaleInstances)

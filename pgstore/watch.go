@@ -32,6 +32,7 @@ type Event struct {
 const (
 	watchInterval = time.Second        // how often a watch looks, whether it was told of anything or not
 	watchLate     = time.Millisecond   // how much later than a lease expires it looks
+	lookLimit     = 10 * watchInterval // how long it waits for the database, so that what it was told of meanwhile is not kept back
 	countInterval = 30 * watchInterval // how often it counts what everybody has, although nothing seems to have changed
 )
 
@@ -112,7 +113,7 @@ func (c *Container) Watch(ctx context.Context) (<-chan Event, error) {
 // watch tells what it was told of, and looks:
 //
 //  1. Ask for the situation, which costs no more where there are many instances.
-//  2. Ask for the share, which counts them, only if the situation has changed, if there was something to do the last time, or if the last
+//  2. Ask for the share, which counts them, only if the situation has changed, if there was, or is, something to do the last time, or if the last
 //     time is long ago: what was paired or deleted meanwhile may have moved the shares.
 //  3. Rest ten times as long as that took, since everybody looks at once when many instances are let go of, one after the other.
 //  4. Look again in a second, and at once when the database says that somebody has let go, or when a lease expires.
@@ -128,24 +129,23 @@ func (c *Container) watch(ctx context.Context, w *watcher, events chan<- Event) 
 		case <-w.wake:
 		case <-next.C:
 		}
-		now := c.watchers.take(w)
+		if !pass(ctx, events, c.watchers.take(w)) {
+			return
+		}
 		began := time.Now()
-		s, err := c.situation(ctx)
-		if err == nil && (!s.same(before) || time.Since(counted) >= countInterval) {
+		looking, cancel := context.WithTimeout(ctx, lookLimit)
+		s, err := c.situation(looking)
+		var todo []Event
+		if err == nil && (!s.same(before) || c.owed.count() > 0 || time.Since(counted) >= countInterval) {
 			before = situation{}
-			var todo []Event
-			if todo, err = c.todo(ctx); err == nil && len(todo) == 0 {
+			if todo, err = c.todo(looking); err == nil && len(todo) == 0 {
 				before, counted = s, time.Now()
 			}
-			now = append(now, todo...)
 		}
+		cancel()
 		took := time.Since(began)
-		for _, e := range now {
-			select {
-			case events <- e:
-			case <-ctx.Done():
-				return
-			}
+		if !pass(ctx, events, todo) {
+			return
 		}
 		select {
 		case <-ctx.Done():
@@ -160,16 +160,31 @@ func (c *Container) watch(ctx context.Context, w *watcher, events chan<- Event) 
 	}
 }
 
+// pass passes events on, and reports whether that was possible.
+func pass(ctx context.Context, to chan<- Event, events []Event) bool {
+	for _, e := range events {
+		select {
+		case to <- e:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
 // todo is what is to be claimed or released.
 func (c *Container) todo(ctx context.Context) (todo []Event, err error) {
 	s, err := c.share(ctx)
-	if n := s.claimable(); n > 0 {
+	if err != nil {
+		return nil, err
+	}
+	if n := s.claimable() + c.owed.count(); n > 0 {
 		todo = append(todo, Event{Kind: Claimable, Count: n})
 	}
 	if n := s.surplus(); n > 0 {
 		todo = append(todo, Event{Kind: Surplus, Count: n})
 	}
-	return todo, err
+	return todo, nil
 }
 
 // channel is on which the database tells that instances were let go of.
