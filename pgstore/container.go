@@ -324,6 +324,12 @@ func (c *Container) instance(ctx context.Context, id string) (*instance, error) 
 		if in != nil && in.usable() {
 			return in, nil
 		}
+		if in != nil && in.releasing.Load() && in.lane.Err() == nil { // and has something to save
+			if err := c.Release(ctx, id); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if in != nil {
 			c.forget(in)
 		}
