@@ -88,7 +88,7 @@ func (w *watcher) nudge() {
 }
 
 // Watch makes this process one of those that share the instances, and tells what it should do: claim, release, or disconnect a client whose instance has
-// stopped. It looks once a second, and at once when the database says that somebody has let go (LISTEN on a connection of its own; where PgBouncer
+// stopped. It looks once a second, when a lease expires, and at once when the database says that somebody has let go (LISTEN on a connection of its own; where PgBouncer
 // drops that, looking is enough). What is not dealt with is told again. The channel is closed when the context ends or the container is closed; read it until then.
 func (c *Container) Watch(ctx context.Context) (<-chan Event, error) {
 	if err := c.join(ctx); err != nil {
