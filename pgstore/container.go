@@ -58,6 +58,7 @@ type Container struct {
 	process     string // a UUID, under which the database knows this container
 	lease       lease
 	bundles     *rate.Limiter
+	owed        *owed
 	claims      atomic.Bool // it takes its share of instances
 	watchers    watchers
 	hasty       atomic.Bool    // nothing was flushed since a send waited in vain, see waitForNewChain
@@ -90,7 +91,7 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	c := &Container{cfg: cfg, fill: cfg.filler(), pool: cfg.Pool, closeDone: make(chan struct{}), process: uuid.NewString()}
+	c := &Container{cfg: cfg, fill: cfg.filler(), pool: cfg.Pool, closeDone: make(chan struct{}), process: uuid.NewString(), owed: newOwed()}
 	c.bundles = rate.NewLimiter(rate.Limit(cfg.HealRate), max(1, int(cfg.HealRate)))
 	if cfg.HealRate < 0 {
 		c.bundles.SetLimit(rate.Inf)
@@ -323,6 +324,12 @@ func (c *Container) instance(ctx context.Context, id string) (*instance, error) 
 		}
 		if in != nil && in.usable() {
 			return in, nil
+		}
+		if in != nil && in.releasing.Load() && in.lane.Err() == nil { // and has something to save
+			if err := c.Release(ctx, id); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		if in != nil {
 			c.forget(in)

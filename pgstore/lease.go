@@ -82,16 +82,21 @@ func (c *Container) keepLease(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			c.heartbeat(ctx)
 		}
-		if err := c.renewLease(ctx); err != nil && ctx.Err() == nil {
-			c.cfg.Logger.Warn("pgstore: lease not renewed", "error", withoutRows(err))
-		}
-		if err := c.findLost(ctx); err != nil && ctx.Err() == nil {
-			c.cfg.Logger.Warn("pgstore: owners not read", "error", err)
-		}
-		if err := c.LIDMap.sync(ctx); err != nil && ctx.Err() == nil {
-			c.cfg.Logger.Warn("pgstore: LID pairs of other processes not read", "error", withoutRows(err))
-		}
+	}
+}
+
+// heartbeat is one statement for each of the three, however many instances the process has.
+func (c *Container) heartbeat(ctx context.Context) {
+	if err := c.renewLease(ctx); err != nil && ctx.Err() == nil {
+		c.cfg.Logger.Warn("pgstore: lease not renewed", "error", withoutRows(err))
+	}
+	if err := c.findLost(ctx); err != nil && ctx.Err() == nil {
+		c.cfg.Logger.Warn("pgstore: owners not read", "error", err)
+	}
+	if err := c.LIDMap.sync(ctx); err != nil && ctx.Err() == nil {
+		c.cfg.Logger.Warn("pgstore: LID pairs of other processes not read", "error", withoutRows(err))
 	}
 }
 

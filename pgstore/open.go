@@ -192,15 +192,23 @@ func (c *Container) register(in *instance) error {
 	return nil
 }
 
-// load reads what is held in memory. A row that does not parse is set aside and answers absent.
+// load reads what is held in memory: the resident keys, and of buffered events only which there are. A row that does not parse is set aside and answers
+// absent.
 func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[value]) error {
 	fence := in.at()
-	rows, err := c.pool.Query(ctx, c.sql(fenced+`SELECT key_type, key_id, data::text, seq::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)`),
-		pgx.QueryExecModeExec, in.id, loadedTypes())
+	rows, err := c.pool.Query(ctx, c.sql(fenced+`SELECT key_type, key_id, data::text, seq::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)
+		UNION ALL SELECT key_type, key_id, NULL, NULL FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $3`),
+		pgx.QueryExecModeExec, in.id, loadedTypes(), typeName(typeBufferedEvent))
 	if err != nil {
 		return err
 	}
-	corrupt, err := c.scan(rows, in, fence, fill.Add)
+	corrupt, err := c.scan(rows, in, fence, func(k cache.Key, v value) {
+		if v == nil {
+			fill.AddKey(k)
+			return
+		}
+		fill.Add(k, v)
+	})
 	if err != nil {
 		return err
 	}
@@ -212,17 +220,7 @@ func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[v
 			return err
 		}
 	}
-	rows, err = c.pool.Query(ctx, c.sql(`SELECT key_id FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2`),
-		pgx.QueryExecModeExec, in.id, typeName(typeBufferedEvent))
-	if err != nil {
-		return err
-	}
-	var keyID string
-	_, err = pgx.ForEachRow(rows, []any{&keyID}, func() error {
-		fill.AddKey(cache.Key{Type: typeBufferedEvent, ID: keyID})
-		return nil
-	})
-	return err
+	return nil
 }
 
 // corruptRow is a row that cannot be read.
@@ -260,7 +258,7 @@ func (p position) holds(raw [][]byte) bool {
 var errMoved = errors.New("pgstore: the database has another moment of the instance")
 
 // scan reads rows of key_type, key_id, data and seq, and returns those that do not parse. They are those of in, after one of [fenced] that must
-// hold at fence; or in is nil for an instance that was not taken.
+// hold at fence; or in is nil for an instance that was not taken. A row without data is a key without a value.
 func (c *Container) scan(rows pgx.Rows, in *instance, fence position, add func(cache.Key, value)) (corrupt []corruptRow, err error) {
 	defer rows.Close()
 	held := in == nil
@@ -273,6 +271,10 @@ func (c *Container) scan(rows pgx.Rows, in *instance, fence position, add func(c
 			continue
 		}
 		k := cache.Key{Type: typesByName[string(raw[0])], ID: string(raw[1])}
+		if raw[2] == nil {
+			add(k, nil)
+			continue
+		}
 		data := bytes.Clone(raw[2])
 		if v, err := decodeKey(k, data); err != nil {
 			corrupt = append(corrupt, corruptRow{k, data})

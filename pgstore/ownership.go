@@ -50,10 +50,12 @@ func (c *Container) Take(ctx context.Context, d *store.Device) error {
 	return err
 }
 
-// lostStatement finds those of this process's instances that another one has taken.
+// lostStatement finds those of this process's instances that another one has taken: each by the index, lest all instances are read for them.
 const lostStatement = `
-SELECT i.id, i.epoch FROM {schema}.instances i JOIN unnest($1::text[], $2::bigint[]) AS l (id, epoch) ON l.id = i.id
-WHERE i.epoch > l.epoch AND i.process IS DISTINCT FROM $3`
+SELECT id, epoch FROM (
+    SELECT l.id, (SELECT i.epoch FROM {schema}.instances i WHERE i.id = l.id AND i.epoch > l.epoch AND i.process IS DISTINCT FROM $3) AS epoch
+    FROM unnest($1::text[], $2::bigint[]) AS l (id, epoch) OFFSET 0) AS found
+WHERE epoch IS NOT NULL`
 
 // findLost tells of instances that were lost. A flush would find out, too; but who has nothing to write would keep a client that, when it
 // connects again, cuts off the new owner's: one that comes back from a suspended machine, or from behind a broken network.
@@ -117,58 +119,4 @@ func (c *Container) Release(ctx context.Context, id string) error {
 	in.stop(ErrReleased)
 	c.forget(in)
 	return nil
-}
-
-// Claim takes up to n instances that no living process has, no more than this process's share of all of them, and returns their devices. The share is the
-// same for all processes that have called Claim or Watch and live, within one. Several processes may claim at once: each instance goes to
-// one. If some cannot be opened, the others are returned with the error.
-func (c *Container) Claim(ctx context.Context, n int) ([]*store.Device, error) {
-	if err := c.join(ctx); err != nil {
-		return nil, err
-	}
-	s, err := c.share(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if n = min(n, s.claimable()); n <= 0 {
-		return nil, nil
-	}
-	var ids []string
-	err = c.read(ctx, claimStatement, []any{c.process, n}, func() { ids = nil }, func(rows pgx.Rows) error {
-		var id string
-		err := rows.Scan(&id)
-		ids = append(ids, id)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("pgstore: claiming instances: %w", err)
-	}
-	var devices []*store.Device
-	var errs []error
-	for _, id := range ids {
-		d, err := c.takeDevice(ctx, id)
-		switch {
-		case err != nil:
-			errs = append(errs, err, c.unclaim(ctx, id))
-		case d != nil:
-			devices = append(devices, d)
-		}
-	}
-	return devices, errors.Join(errs...)
-}
-
-// free is an instance that no living process has.
-const free = `(i.process IS NULL OR NOT EXISTS (SELECT FROM {schema}.processes p WHERE p.id = i.process AND p.expires > clock_timestamp()))`
-
-// claimStatement notes this process as the one that is about to take instances. Others that claim at the same time leave them out; if it
-// dies before it takes them, they are free when its lease expires.
-const claimStatement = `
-UPDATE {schema}.instances i SET process = $1 FROM (
-    SELECT i.id FROM {schema}.instances i WHERE ` + free + ` ORDER BY i.taken_at LIMIT $2 FOR UPDATE OF i SKIP LOCKED) AS free
-WHERE i.id = free.id RETURNING i.id`
-
-// unclaim gives back what could not be opened.
-func (c *Container) unclaim(ctx context.Context, id string) error {
-	_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances SET process = NULL WHERE id = $1 AND process = $2`), pgx.QueryExecModeExec, id, c.process)
-	return withoutRows(err)
 }

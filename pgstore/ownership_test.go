@@ -115,6 +115,26 @@ func TestP7AReleaseInAnOutageMayBeRepeated(t *testing.T) {
 	require.Equal(t, 1, trusted(t, dsn, "1:0"))
 }
 
+// Who takes an instance again that a release has not let go of yet, does not lose what that had still to save.
+func TestP7ATakeAfterAReleaseThatDidNotEndSavesFirst(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	network := pgtest.NewProxy(t, dsn)
+	c := reopen(t, network.DSN)
+	d := pair(t, c.NewDevice())
+	network.Down()
+	trust(t, "1:0", d)
+	require.ErrorIs(t, c.Release(within(t, 500*time.Millisecond), d.ID.String()), pgstore.ErrUnavailable)
+	_, err := c.GetDevice(within(t, 100*time.Millisecond), *d.ID)
+	require.ErrorIs(t, err, pgstore.ErrUnavailable)
+	network.Up()
+	again := mustDevice(t, c, *d.ID)
+	trust(t, "2:0", again)
+	require.NoError(t, c.Flush(ctx))
+	require.Equal(t, []int{1, 1}, []int{trusted(t, dsn, "1:0"), trusted(t, dsn, "2:0")})
+	require.Zero(t, scalar[int](t, dsn, `SELECT step_through FROM whatsmeow.instances`), "nothing is burned")
+}
+
 func TestP6ATakeWaitsForARelease(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Open(t)

@@ -29,8 +29,12 @@ type Event struct {
 	Err      error
 }
 
-// watchInterval is how often a watch looks, whether it was told of anything or not.
-const watchInterval = time.Second
+const (
+	watchInterval = time.Second        // how often a watch looks, whether it was told of anything or not
+	watchLate     = time.Millisecond   // how much later than a lease expires it looks
+	lookLimit     = 10 * watchInterval // how long it waits for the database, so that what it was told of meanwhile is not kept back
+	countInterval = 30 * watchInterval // how often it counts what everybody has, although nothing seems to have changed
+)
 
 // watchers are the calls of Watch that have not ended.
 type watchers struct {
@@ -84,7 +88,7 @@ func (w *watcher) nudge() {
 }
 
 // Watch makes this process one of those that share the instances, and tells what it should do: claim, release, or disconnect a client whose instance has
-// stopped. It looks once a second, and at once when the database says that somebody has let go (LISTEN on a connection of its own; where PgBouncer
+// stopped. It looks once a second, when a lease expires, and at once when the database says that somebody has let go (LISTEN on a connection of its own; where PgBouncer
 // drops that, looking is enough). What is not dealt with is told again. The channel is closed when the context ends or the container is closed; read it until then.
 func (c *Container) Watch(ctx context.Context) (<-chan Event, error) {
 	if err := c.join(ctx); err != nil {
@@ -106,33 +110,81 @@ func (c *Container) Watch(ctx context.Context) (<-chan Event, error) {
 	return events, nil
 }
 
+// watch tells what it was told of, and looks:
+//
+//  1. Ask for the situation, which costs no more where there are many instances.
+//  2. Ask for the share, which counts them, only if the situation has changed, if there was, or is, something to do the last time, or if the last
+//     time is long ago: what was paired or deleted meanwhile may have moved the shares.
+//  3. Rest ten times as long as that took, since everybody looks at once when many instances are let go of, one after the other.
+//  4. Look again in a second, and at once when the database says that somebody has let go, or when a lease expires.
 func (c *Container) watch(ctx context.Context, w *watcher, events chan<- Event) {
-	tick := time.NewTicker(watchInterval)
-	defer tick.Stop()
+	next := time.NewTimer(0)
+	defer next.Stop()
+	var before situation // when there was nothing to do
+	var counted time.Time
 	for {
-		now := c.watchers.take(w)
-		if s, err := c.share(ctx); err == nil {
-			if n := s.claimable(); n > 0 {
-				now = append(now, Event{Kind: Claimable, Count: n})
-			}
-			if n := s.surplus(); n > 0 {
-				now = append(now, Event{Kind: Surplus, Count: n})
-			}
-		}
-		for _, e := range now {
-			select {
-			case events <- e:
-			case <-ctx.Done():
-				return
-			}
-		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.wake:
-		case <-tick.C:
+		case <-next.C:
+		}
+		if !pass(ctx, events, c.watchers.take(w)) {
+			return
+		}
+		began := time.Now()
+		looking, cancel := context.WithTimeout(ctx, lookLimit)
+		s, err := c.situation(looking)
+		var todo []Event
+		if err == nil && (!s.same(before) || c.owed.count() > 0 || time.Since(counted) >= countInterval) {
+			before = situation{}
+			if todo, err = c.todo(looking); err == nil && len(todo) == 0 {
+				before, counted = s, time.Now()
+			}
+		}
+		cancel()
+		took := time.Since(began)
+		if !pass(ctx, events, todo) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(min(watchInterval, 10*took)):
+		}
+		pause := watchInterval
+		if s.expires > 0 {
+			pause = min(pause, s.expires-time.Since(began)+watchLate)
+		}
+		next.Reset(pause)
+	}
+}
+
+// pass passes events on, and reports whether that was possible.
+func pass(ctx context.Context, to chan<- Event, events []Event) bool {
+	for _, e := range events {
+		select {
+		case to <- e:
+		case <-ctx.Done():
+			return false
 		}
 	}
+	return true
+}
+
+// todo is what is to be claimed or released.
+func (c *Container) todo(ctx context.Context) (todo []Event, err error) {
+	s, err := c.share(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if n := s.claimable() + c.owed.count(); n > 0 {
+		todo = append(todo, Event{Kind: Claimable, Count: n})
+	}
+	if n := s.surplus(); n > 0 {
+		todo = append(todo, Event{Kind: Surplus, Count: n})
+	}
+	return todo, nil
 }
 
 // channel is on which the database tells that instances were let go of.

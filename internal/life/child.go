@@ -101,6 +101,8 @@ func (c *child) run() (err error) {
 		case doRelease:
 			value, err := c.letGo(c.release)
 			c.done(cmd, value, err)
+		case doJump:
+			c.done(cmd, nil, jump(cmd.Text))
 		case doQuit:
 			value, err := c.letGo(c.store.Close)
 			c.done(cmd, value, err)

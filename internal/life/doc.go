@@ -5,6 +5,7 @@
 //
 //	go test ./internal/life                                       // the short form
 //	go test ./internal/life -life.rounds=100 -life.away=30s -life.handovers=100 -timeout 60m
+//	go test ./internal/life -run HandedOver -life.handovers=24 -life.jumps -timeout 30m
 //	go test ./internal/life -run KilledWithItsDatabase -life.rounds=200 -timeout 30m
 //	go test ./internal/life -parallel 5                           // much of it waits for PostgreSQL to start
 //

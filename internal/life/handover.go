@@ -17,9 +17,9 @@ type moments struct{ Began, Ended time.Time }
 
 // take waits for the instance and connects a client with it. The moments are those of the wait.
 func (c *child) take() (m moments, err error) {
-	m.Began = time.Now()
+	m.Began = now()
 	device, err := c.device()
-	m.Ended = time.Now()
+	m.Ended = now()
 	if err != nil {
 		return m, err
 	}
@@ -29,9 +29,9 @@ func (c *child) take() (m moments, err error) {
 // letGo disconnects the client and lets go. The moments are those of the latter.
 func (c *child) letGo(how func() error) (m moments, err error) {
 	c.bot.Load().Disconnect()
-	m.Began = time.Now()
+	m.Began = now()
 	err = how()
-	m.Ended = time.Now()
+	m.Ended = now()
 	return m, err
 }
 

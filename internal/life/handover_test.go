@@ -47,6 +47,7 @@ type relay struct {
 	ends       map[ending]int
 	attempted  int // writes of those that had lost the instance
 	early      int // of these, such that were refused at once
+	jumps      int // of wall clocks
 	unsaved    int // other writes that they had not saved
 	stops      int // who was told that he lost it
 	newcomers  int
@@ -68,6 +69,9 @@ func TestP4P5P6HandedOverUnderTraffic(t *testing.T) {
 	})
 	l.troubles = []string{noConnection, notOurs, keyUsed}
 	l.warnings = []string{"not connected again", takenOver, "instance was released", "database unavailable", "context canceled"}
+	if *jumpsFlag {
+		l.set.binary = buildJumping(t)
+	}
 	r := &relay{killing: newKilling(l, random(t)), took: make(map[bool][]time.Duration), ends: make(map[ending]int), fromMemory: make(map[int]bool)}
 	for range 3 {
 		proxy := pgtest.NewProxy(t, l.dsn)
@@ -110,6 +114,7 @@ func (r *relay) handOver(how ending) {
 	r.traffic(100*time.Millisecond + r.upTo(400*time.Millisecond))
 	burned, login := r.burned(), r.device.Logins()
 	r.look()
+	r.jump(owner, next)
 	taken := next.begin(command{Do: doTake})
 	r.traffic(50 * time.Millisecond) // it waits already
 	r.ends[how]++
@@ -117,6 +122,10 @@ func (r *relay) handOver(how ending) {
 	began := r.end(owner, how)
 	var marked <-chan event
 	if how == paused {
+		if r.set.binary != "" { // it wakes up at another time
+			owner.begin(command{Do: doJump, Text: r.wrong()})
+			r.jumps++
+		}
 		marked = owner.begin(command{Do: doMark, Text: mark}) // the first that it does when it wakes up
 	}
 	m := momentsOf(r.t, r.whileTalking(taken))
@@ -144,7 +153,9 @@ func (r *relay) handOver(how ending) {
 		require.NoError(r.t, owner.cmd.Process.Signal(syscall.SIGCONT))
 		r.zombie(owner, r.whileTalking(marked), mark)
 	case cutOff, silenced:
-		// It does not know yet that it has lost the instance. Its connections that hung are of no use any more.
+		// It does not know yet that it has lost the instance.
+		r.jump(owner)
+		// Its connections that hung are of no use any more.
 		answer := r.whileTalking(owner.begin(command{Do: doMark, Text: mark}))
 		owner.proxy.Down()
 		owner.proxy.Heal()
@@ -270,8 +281,8 @@ func (r *relay) report() {
 			r.t.Logf("%d hand-overs, clean %v: from release to taken p50 %v, p99 %v, at the most %v", len(took), clean, at(50), at(99), at(100))
 		}
 	}
-	r.t.Logf("ends: %v; %d zombies were told; of %d writes that they tried, %d were refused at once and 0 are in the database; %d more were pending and not saved",
-		r.ends, r.stops, r.attempted, r.early, r.unsaved)
+	r.t.Logf("ends: %v; %d jumps of wall clocks; %d zombies were told; of %d writes that they tried, %d were refused at once and 0 are in the database; %d more were pending and not saved",
+		r.ends, r.jumps, r.stops, r.attempted, r.early, r.unsaved)
 }
 
 // check holds the store against what it promises.

@@ -29,6 +29,7 @@ var (
 	roundsFlag  = flag.Int("life.rounds", 10, "how often the client is killed")
 	awayFlag    = flag.Duration("life.away", 3*time.Second, "how long the database is away")
 	handOvers   = flag.Int("life.handovers", 8, "how often an instance is handed over to another process")
+	jumpsFlag   = flag.Bool("life.jumps", false, "clocks of the processes among which an instance is handed over jump by hours; needs the go command, and minutes to build")
 	historyFlag = flag.Int("life.history", 20_000, "how many messages, people and tokens a history has")
 	seedFlag    = flag.Uint64("life.seed", 0, "what random tests draw from; 0 is something new each time")
 )

@@ -4,6 +4,7 @@ package life
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -53,7 +54,7 @@ func startProcess(t testing.TB, number int, set settings, hear func(event)) *pro
 	stderr, err := os.Create(p.stderr)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, stderr.Close()) }()
-	p.cmd = exec.Command(os.Args[0])
+	p.cmd = exec.Command(cmp.Or(set.binary, os.Args[0]))
 	p.cmd.Env = append(os.Environ(), childSettings+"="+string(encoded), "GORACE=halt_on_error=0 exitcode=0 log_path="+p.races)
 	p.cmd.Stderr = stderr
 	p.in, err = p.cmd.StdinPipe()

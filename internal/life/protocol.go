@@ -35,6 +35,7 @@ type settings struct {
 	Lease    time.Duration // pgstore.Config.Lease
 	TakeWait time.Duration // pgstore.Config.TakeWait
 
+	binary   string // the parent's: of the child, unless it is the parent's own
 	DieAfter string // the process kills itself a moment after it has called this method of the app-state store
 	Count    bool   // statements are counted, on a pool of the child's own
 }
@@ -66,6 +67,7 @@ const (
 	doTake       = "take"       // fetch the device, wait for its owner to let go, and connect; answers with its moments
 	doRelease    = "release"    // disconnect and let go of the instance, likewise
 	doMark       = "mark"       // write what the database must never see, under names with Text
+	doJump       = "jump"       // have the wall clock go wrong by the duration Text from now on; see jumps_test.go
 	doQuit       = "quit"       // disconnect, close the container, end; likewise
 )
 
