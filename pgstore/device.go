@@ -54,11 +54,8 @@ const (
 
 // checkDevice refuses what the schema of a device does not allow, naming the field.
 func checkDevice(d *store.Device) error {
-	if d == nil {
-		return fmt.Errorf("%w: device is nil", ErrInvalidInput)
-	}
-	if d.ID == nil {
-		return ErrDeviceIDMustBeSet
+	if err := checkStored(d); err != nil {
+		return err
 	}
 	fault := func(what string) error { return fmt.Errorf("%w: device: %s", ErrInvalidInput, what) }
 	switch {
@@ -540,18 +537,26 @@ func (c *Container) storedDevice(ctx context.Context, id string) (stored *device
 // DeleteDevice removes a device with all its keys; Device.Delete calls it. It returns when that is durable. Stores that
 // were taken from the device fail with [ErrDeviceDeleted] from then on, and nothing that they write comes back.
 func (c *Container) DeleteDevice(ctx context.Context, d *store.Device) error {
-	if d == nil {
-		return fmt.Errorf("%w: device is nil", ErrInvalidInput)
-	}
-	if d.ID == nil {
-		return ErrDeviceIDMustBeSet
+	if err := checkStored(d); err != nil {
+		return err
 	}
 	return c.deleteDevice(ctx, d, idOf(d))
 }
 
-func (c *Container) deleteDevice(ctx context.Context, d *store.Device, id string) error {
-	if d.ID == nil {
+// checkStored refuses a device that cannot have been stored.
+func checkStored(d *store.Device) error {
+	switch {
+	case d == nil:
+		return invalid("device is nil")
+	case d.ID == nil:
 		return ErrDeviceIDMustBeSet
+	}
+	return nil
+}
+
+func (c *Container) deleteDevice(ctx context.Context, d *store.Device, id string) error {
+	if err := checkStored(d); err != nil {
+		return err
 	}
 	if c.closed() {
 		return ErrClosed
