@@ -3,6 +3,7 @@ package pgstore_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.mau.fi/whatsmeow/types"
@@ -16,7 +17,10 @@ import (
 func FuzzP6AnInstanceIsHandedOverWhateverItsName(f *testing.F) {
 	c, dsn := open(f)
 	stops := make(chan pgstore.Stop, 1)
-	other, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn, OnStop: func(s pgstore.Stop) { stops <- s }})
+	other, err := pgstore.NewWithConfig(ctx, pgstore.Config{
+		DSN: dsn, OnStop: func(s pgstore.Stop) { stops <- s },
+		Lease: time.Hour, // so that it finds out at its flush and not by itself
+	})
 	require.NoError(f, err)
 	f.Cleanup(func() { _ = other.Close() }) // says what of each it could not save
 	for _, s := range []string{"shop-42", "", "nul\x00", "broken\xff", `a|b\c`, "\U0001F469\u200d\U0001F52C", "1:2@s", strings.Repeat("n", 1000), strings.Repeat("ä", 501)} {
