@@ -265,7 +265,19 @@ func (c *Container) takeDevice(ctx context.Context, id string) (*store.Device, e
 	} else if !found {
 		return nil, fmt.Errorf("%w: creds are missing", ErrCorrupt)
 	}
-	return c.device(id, v.(*credsValue).Device)
+	d, err := c.device(id, v.(*credsValue).Device)
+	if err == nil {
+		c.keepTo(d, in)
+	}
+	return d, err
+}
+
+// keepTo lets the stores of a device keep to the instance that was taken for it. If they only did so at their first use, they would take it
+// back there from a process that has taken it meanwhile.
+func (c *Container) keepTo(d *store.Device, in *instance) {
+	if s, ok := d.Sessions.(*deviceStore); ok && s.c == c {
+		s.in.CompareAndSwap(nil, in)
+	}
 }
 
 // recheck finds out whether an instance that this container took was taken by somebody else since, who may have gone
@@ -416,7 +428,10 @@ func (c *Container) putDevice(ctx context.Context, d *store.Device, id string) e
 		if err = c.insertDevice(ctx, d, id); err != nil {
 			return err
 		}
-		_, err = c.instance(ctx, id)
+		if in, err = c.instance(ctx, id); err == nil {
+			c.wire(d, id)
+			c.keepTo(d, in)
+		}
 		return err
 	} else if err != nil {
 		return err
