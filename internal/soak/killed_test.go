@@ -60,7 +60,7 @@ func (r *resident) childStep(ctx context.Context) (what string, err error) {
 }
 
 // childAcks says whether the child of a seed has DurableAcks.
-func childAcks(seed uint64) bool { return seed/2%2 == 0 }
+func childAcks(seed uint64) bool { return seed/3%2 == 0 }
 
 // beChild is what the child does. It ends when the process ends that started it.
 func beChild(dsn string) error {
@@ -145,7 +145,7 @@ func startChild(t testing.TB, dsn string, seed uint64) *child {
 	t.Helper()
 	c := &child{cmd: exec.Command(os.Args[0]), seed: seed, over: make(chan struct{})}
 	c.cmd.Env = append(os.Environ(), childDSN+"="+dsn, childSeed+"="+strconv.FormatUint(seed, 10),
-		childMode+"="+strconv.Itoa(int(seed%2)), "GORACE=halt_on_error=1")
+		childMode+"="+strconv.Itoa(int(seed%3)), "GORACE=halt_on_error=1")
 	c.cmd.Stderr = os.Stderr
 	_, err := c.cmd.StdinPipe() // open until we end
 	require.NoError(t, err)
