@@ -108,7 +108,7 @@ func (g *gateway) forward(w http.ResponseWriter, r *http.Request, address string
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	if r.Method == http.MethodGet {
-		defer context.AfterFunc(g.streams, cancel)() // at our end, streams end
+		defer context.AfterFunc(g.streams, cancel)() //nolint:contextcheck // at our end, streams end
 	}
 	answered := false
 	proxy := httputil.ReverseProxy{

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 
 	"go.mau.fi/whatsmeow"
@@ -105,15 +104,14 @@ func (g *gateway) servePairing(w http.ResponseWriter, r *http.Request, _ *instan
 		return err
 	}
 	phone := r.URL.Query().Get("phone")
-	g.serveStream(w, r, in.pairing, func(e *eventWriter, h happening) bool {
+	g.serveStream(w, r, in.pairing, func(e *eventWriter, h happening) bool { //nolint:contextcheck // the request's
 		if h.Type == "qr" && phone != "" { // the connection is there when the first code has come
 			code, err := in.client.PairPhone(r.Context(), phone, true, whatsmeow.PairClientChrome, "Chrome (Linux)")
-			event, data := "code", any(linkCode{phone, code})
+			told := newHappening("code", linkCode{phone, code})
 			if err != nil {
-				event, data = "failed", state{"new", err.Error()}
+				told = newHappening("failed", state{"new", err.Error()})
 			}
-			encoded, _ := json.Marshal(data)
-			if e.event(happening{event, encoded}) != nil {
+			if e.event(told) != nil || err != nil {
 				return true
 			}
 			phone = ""

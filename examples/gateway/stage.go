@@ -37,6 +37,7 @@ type stage struct {
 type number struct {
 	account *waserver.Account
 	contact *waserver.Contact
+	linked  *waserver.Device
 	gone    bool // somebody has unlinked or deleted it
 	written int  // by the contact
 	sent    int  // by the instance
@@ -109,6 +110,7 @@ func (s *stage) scan(ctx context.Context, id string) error {
 	account := s.server.NewAccount("")
 	contact := s.server.NewContact(waserver.ContactConfig{Name: "Contact of " + id})
 	contact.Echo("you said: ")
+	var device *waserver.Device
 	var scanErr error
 	var scanning sync.WaitGroup
 	linked, begun := false, false
@@ -118,7 +120,7 @@ func (s *stage) scan(ctx context.Context, id string) error {
 		}
 		if kind == "qr" && !begun && json.Unmarshal(data, &event) == nil {
 			begun = true
-			scanning.Go(func() { _, scanErr = account.Scan(ctx, event.Data.Code) })
+			scanning.Go(func() { device, scanErr = account.Scan(ctx, event.Data.Code) })
 		}
 		linked = kind == "paired"
 		return kind == "qr"
@@ -132,7 +134,7 @@ func (s *stage) scan(ctx context.Context, id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.scans++
-	s.numbers[id] = &number{account: account, contact: contact}
+	s.numbers[id] = &number{account: account, contact: contact, linked: device}
 	return nil
 }
 
@@ -243,22 +245,27 @@ func (s *stage) count(what *int) {
 
 // happen ends a process every few seconds, and starts another one: one time it is killed, the other time it is a deploy.
 func (s *stage) happen(ctx context.Context, pace time.Duration) error {
-	for i := 0; ; i++ {
-		if wait(ctx, pace); ctx.Err() != nil {
+	tick := time.NewTicker(pace)
+	defer tick.Stop()
+	for kill := true; ; kill = !kill {
+		select {
+		case <-ctx.Done():
 			return nil
+		case <-tick.C:
 		}
 		started, err := s.cluster.start()
 		if err != nil {
 			return err
 		}
 		old := s.cluster.oldest()
-		if i%2 == 0 {
+		if kill {
 			fmt.Printf("%s is killed, without a chance to let go. %s is there.\n", old.name, started.name)
 			old.kill()
-		} else if fmt.Printf("A deploy: %s is there, and %s gets SIGTERM and hands over.\n", started.name, old.name); true {
-			if err = old.stop(); err != nil {
-				return fmt.Errorf("%s: %w", old.name, err)
-			}
+			continue
+		}
+		fmt.Printf("A deploy: %s is there, and %s gets SIGTERM and hands over.\n", started.name, old.name)
+		if err = old.stop(); err != nil {
+			return fmt.Errorf("%s: %w", old.name, err)
 		}
 	}
 }
@@ -318,7 +325,9 @@ type receiver struct {
 	server *http.Server
 	mu     sync.Mutex
 	texts  map[string]map[string]int // by instance: how often each was told
+	all    int                       // attempts
 	bad    int                       // signatures that are wrong
+	refuse int                       // how many attempts are turned away
 }
 
 func newReceiver() (*receiver, error) {
@@ -337,6 +346,12 @@ func newReceiver() (*receiver, error) {
 		err := errors.Join(check.Verify(body, request.Header), json.Unmarshal(body, &event))
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		r.all++
+		if r.refuse > 0 {
+			r.refuse--
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
 		if err != nil {
 			r.bad++
 			w.WriteHeader(http.StatusBadRequest)

@@ -32,19 +32,24 @@ func newStream(keep int) *stream {
 	return &stream{keep: keep, listeners: make(map[chan happening]bool)}
 }
 
-// publish tells of something. Every event has the time and its type in it.
-func (s *stream) publish(kind string, data any) {
+// newHappening makes an event: it has the time and its type in it.
+func newHappening(kind string, data any) happening {
 	encoded, err := json.Marshal(struct {
 		Time time.Time `json:"time"`
 		Type string    `json:"type"`
 		Data any       `json:"data"`
 	}{time.Now().UTC(), kind, data})
 	if err != nil {
-		return
+		encoded = []byte(`{}`) // what is told of is always our own, and can be encoded
 	}
+	return happening{kind, encoded}
+}
+
+// publish tells of something.
+func (s *stream) publish(kind string, data any) {
+	h := newHappening(kind, data)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h := happening{kind, encoded}
 	s.kept = append(s.kept[max(0, len(s.kept)+1-s.keep):], h)
 	for listener := range s.listeners {
 		select {
