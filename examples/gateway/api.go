@@ -291,10 +291,10 @@ func (g *gateway) sendOnce(w http.ResponseWriter, r *http.Request, in *instance,
 		}
 		id = once.id
 	}
+	var msg *waE2E.Message
 	var resp whatsmeow.SendResponse
 	err = in.use(r.Context(), func(ctx context.Context) error {
-		msg, err := message(ctx, in.client)
-		if err == nil {
+		if msg, err = message(ctx, in.client); err == nil {
 			resp, err = in.send(ctx, jid, msg, id)
 		}
 		return err
@@ -307,7 +307,7 @@ func (g *gateway) sendOnce(w http.ResponseWriter, r *http.Request, in *instance,
 			g.log.Warn("answer not noted", "instance", in.id, "error", err)
 		}
 	}
-	in.log.publish("sent", map[string]any{"id": id, "to": jid.String()})
+	in.log.publish("sent", map[string]string{"id": id, "to": jid.String(), "text": msg.GetConversation()})
 	return answer(w, http.StatusOK, sentMessage{id, resp.Timestamp.UTC()})
 }
 

@@ -66,9 +66,11 @@ func (s *stage) close() {
 // play lets contacts write and processes come and go until the context ends, and then waits until all has arrived.
 func (s *stage) play(ctx context.Context, pace time.Duration) error {
 	for range demoProcesses {
-		if _, err := s.cluster.start(); err != nil {
+		started, err := s.cluster.start()
+		if err != nil {
 			return err
 		}
+		fmt.Printf("%s is there, as process %d.\n", started.name, started.cmd.Process.Pid)
 	}
 	if err := s.link(ctx, demoInstances); err != nil {
 		return err
