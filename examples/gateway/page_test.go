@@ -292,7 +292,7 @@ func TestThePageAsksForTheKeyAndKeepsItToItself(t *testing.T) {
 	b.is(`document.querySelector("#ask-key").open && document.querySelector("#key").value === ""`)
 	b.press(testKey + kb.Enter)
 	b.says("#totals", `^0 instances`)
-	require.Zero(t, len(b.value(`document.cookie + location.search`)))
+	require.Empty(t, b.value(`document.cookie + location.search`))
 	for _, path := range []string{"/", "/page.js", "/page.css", "/openapi.yaml"} {
 		response, err := http.Get(g.base + path)
 		require.NoError(t, err)

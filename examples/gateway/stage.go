@@ -26,6 +26,7 @@ type stage struct {
 	cluster *cluster
 	api     *caller
 	hooks   *receiver
+	rhythm  time.Duration // of what contacts write, and of what instances send
 
 	mu       sync.Mutex
 	numbers  map[string]*number // by instance
@@ -44,9 +45,8 @@ type number struct {
 }
 
 const (
-	rhythm   = 100 * time.Millisecond // of what contacts write, and of what instances send
-	fetching = 3 * time.Second        // until somebody has fetched a phone, and points it at a code on the page
-	patience = 2 * time.Minute        // until all has arrived
+	fetching = 3 * time.Second // until somebody has fetched a phone, and points it at a code on the page
+	patience = 2 * time.Minute // until all has arrived
 )
 
 func newStage(server *waserver.Server, c *cluster, front string) (*stage, error) {
@@ -55,7 +55,7 @@ func newStage(server *waserver.Server, c *cluster, front string) (*stage, error)
 		return nil, err
 	}
 	c.flags = append(c.flags, "-webhook", hooks.url, "-webhook-secret", demoHookKey)
-	return &stage{server: server, cluster: c, api: &caller{base: front}, hooks: hooks, numbers: make(map[string]*number), scanning: make(map[string]bool)}, nil
+	return &stage{server: server, cluster: c, api: &caller{base: front}, hooks: hooks, rhythm: 100 * time.Millisecond, numbers: make(map[string]*number), scanning: make(map[string]bool)}, nil
 }
 
 func (s *stage) close() {
@@ -209,7 +209,7 @@ func (s *stage) number(id string) *number {
 
 // talk lets contacts write to instances, and instances send to contacts, each message with a number of its own.
 func (s *stage) talk(ctx context.Context) error {
-	tick := time.NewTicker(rhythm)
+	tick := time.NewTicker(s.rhythm)
 	defer tick.Stop()
 	var sending errgroup.Group
 	sending.SetLimit(16)
