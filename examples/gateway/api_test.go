@@ -191,7 +191,7 @@ func TestASendWithAKeyHappensOnceWhateverProcessIsAsked(t *testing.T) {
 	asking.Wait()
 
 	// A process that died before it could note the answer: the message goes out again under the same id.
-	pool, err := openPool(t.Context(), b.dsn)
+	pool, err := openPool(t.Context(), b.dsn, nil)
 	require.NoError(t, err)
 	defer pool.Close()
 	_, err = pool.Exec(t.Context(), `UPDATE gateway.sends SET sent_at = NULL WHERE key = 'order 7'`)

@@ -84,7 +84,7 @@ func demoProcess(ctx context.Context, cfg config) error {
 		defer end()
 		_, _ = io.Copy(io.Discard, os.Stdin)
 	}()
-	return serve(ctx, cfg, attached(server), os.Stdout)
+	return serve(ctx, cfg, seams{connect: attached(server), announce: os.Stdout})
 }
 
 // attached connects a client to the stand-in.

@@ -70,6 +70,9 @@ func newGateway(cfg config, s deviceStore, dir *directory, connect connector, lo
 		forwarder: newForwarder(), limit: rate.NewLimiter(rate.Limit(cfg.rate), int(cfg.rate*5)+1),
 		instances: make(map[string]*instance), dialing: make(chan struct{}, connectingAtOnce), unsaved: make(statuses),
 	}
+	if g.connect == nil {
+		g.connect = (*whatsmeow.Client).ConnectContext
+	}
 	g.streams, g.endStreams = context.WithCancel(context.Background())
 	g.metrics = newMetrics(g, prometheus.NewRegistry())
 	var err error

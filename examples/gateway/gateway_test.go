@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -30,7 +31,18 @@ import (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(pgtest.Main(m.Run,
+	if os.Getenv(measuredEnv) != "" {
+		os.Exit(measuredProcess())
+	}
+	run := func() int {
+		defer func() {
+			if built != "" {
+				_ = os.RemoveAll(built)
+			}
+		}()
+		return m.Run()
+	}
+	os.Exit(pgtest.Main(run,
 		goleak.IgnoreAnyFunction("go.mau.fi/whatsmeow/socket.(*FrameSocket).frameComplete"), // hangs for ever at some ends of a connection
 		goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"),                        // kept for later by http.DefaultClient
 		goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop")))
@@ -79,7 +91,7 @@ func (b *bench) gateway(name string, flags ...string) *runningGateway {
 	out, announced := io.Pipe()
 	var ended sync.WaitGroup
 	ended.Go(func() {
-		err := serve(ctx, cfg, attached(b.server.Endpoint()), announced)
+		err := serve(ctx, cfg, seams{connect: attached(b.server.Endpoint()), announce: announced})
 		_ = announced.CloseWithError(errors.Join(err, io.EOF))
 		if err != nil {
 			b.t.Errorf("%s: %v", name, err)
@@ -245,11 +257,27 @@ func within(t *testing.T) context.Context {
 	return ctx
 }
 
-// program builds the example, as people run it: the race detector finds races in the client itself, which slow processes down and end them with an error.
+// program is the example, built as people run it: the race detector finds races in the client itself, which end a process with an error.
 func program(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "gateway")
-	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
-	require.NoError(t, err, string(out))
-	return path
+	dir, err := build()
+	require.NoError(t, err)
+	return filepath.Join(dir, "gateway")
 }
+
+var (
+	built string // a directory
+	build = sync.OnceValues(func() (dir string, err error) {
+		if dir, err = os.MkdirTemp("", "gateway"); err != nil {
+			return "", err
+		}
+		built = dir
+		for _, args := range [][]string{{"build", "-o", "gateway"}, {"test", "-c", "-o", "gateway.test"}} {
+			args[len(args)-1] = filepath.Join(dir, args[len(args)-1])
+			if out, err := exec.Command("go", append(args, ".")...).CombinedOutput(); err != nil {
+				return "", fmt.Errorf("go %s: %w: %s", args[0], err, out)
+			}
+		}
+		return dir, nil
+	})
+)

@@ -40,7 +40,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"go.mau.fi/whatsmeow"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
@@ -56,7 +55,7 @@ func main() {
 	if cfg.demo {
 		err = demo(ctx, cfg)
 	} else {
-		err = serve(ctx, cfg, (*whatsmeow.Client).ConnectContext, nil)
+		err = serve(ctx, cfg, seams{})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "gateway:", err)
@@ -64,13 +63,21 @@ func main() {
 	}
 }
 
-// serve is a process of the gateway, from its beginning to its end. Connect is client.ConnectContext, except in the demo; announce is told the address.
+// seams are where the demo and the tests do something else. The zero value is what a real gateway does.
+type seams struct {
+	connect  connector
+	announce io.Writer // is told the address
+	store    func(config, *pgxpool.Pool) (deviceStore, error)
+	tracer   pgx.QueryTracer
+}
+
+// serve is a process of the gateway, from its beginning to its end.
 //
 // At its end, the order matters: it goes on answering while it hands over, and passes on to the new owners what comes in for what it has not any more;
 // only then it stops listening, and lets what is under way come to its end.
-func serve(ctx context.Context, cfg config, connect connector, announce io.Writer) (err error) {
+func serve(ctx context.Context, cfg config, other seams) (err error) {
 	log := cfg.logger(os.Stderr)
-	pool, err := openPool(ctx, cfg.databaseURL)
+	pool, err := openPool(ctx, cfg.databaseURL, other.tracer)
 	if err != nil {
 		return err
 	}
@@ -85,11 +92,16 @@ func serve(ctx context.Context, cfg config, connect connector, announce io.Write
 	if cfg.advertise == "" {
 		cfg.advertise = "http://" + listener.Addr().String()
 	}
-	store, err := openStore(ctx, cfg, pool, log)
+	var store deviceStore
+	if other.store != nil {
+		store, err = other.store(cfg, pool)
+	} else {
+		store, err = openStore(ctx, cfg, pool, log)
+	}
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	g, err := newGateway(cfg, store, &directory{pool: pool, self: cfg.advertise}, connect, log)
+	g, err := newGateway(cfg, store, &directory{pool: pool, self: cfg.advertise}, other.connect, log)
 	if err != nil {
 		return errors.Join(err, store.Close(), listener.Close()) //nolint:contextcheck // Close has a limit of its own
 	}
@@ -99,8 +111,8 @@ func serve(ctx context.Context, cfg config, connect connector, announce io.Write
 	var serveErr error
 	serving.Go(func() { serveErr = server.Serve(limitConnections(listener, cfg.maxConns, cfg.maxConnsPerAddress)) })
 	log.Info("gateway listens", "address", listener.Addr().String(), "advertised", cfg.advertise, "name", cfg.name)
-	if announce != nil {
-		_, _ = fmt.Fprintln(announce, cfg.advertise)
+	if other.announce != nil {
+		_, _ = fmt.Fprintln(other.announce, cfg.advertise)
 	}
 
 	err = g.run(ctx) // until the context ends; then all instances are handed over
@@ -118,11 +130,12 @@ func serve(ctx context.Context, cfg config, connect connector, announce io.Write
 }
 
 // openPool opens the pool that the store, the directory and the webhooks share. Exec mode prepares nothing, so a PgBouncer in transaction mode may be in between.
-func openPool(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
+func openPool(ctx context.Context, dsn string, tracer pgx.QueryTracer) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
 		return nil, err
 	}
+	cfg.ConnConfig.Tracer = tracer
 	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	cfg.ConnConfig.ConnectTimeout = 10 * time.Second
 	cfg.MaxConns = max(cfg.MaxConns, 8)
@@ -130,7 +143,7 @@ func openPool(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
 }
 
 // openStore opens the store. What is said there of ownership is all that several processes need.
-func openStore(ctx context.Context, cfg config, pool *pgxpool.Pool, log *slog.Logger) (*pgstore.Container, error) {
+func openStore(ctx context.Context, cfg config, pool *pgxpool.Pool, log *slog.Logger) (deviceStore, error) {
 	return pgstore.NewWithConfig(ctx, pgstore.Config{
 		Pool:         pool,
 		DurableAcks:  true,                 // no message whose handler returned is lost
