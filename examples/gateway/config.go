@@ -52,7 +52,21 @@ type config struct {
 const minSecret = 16
 
 func parse(args []string) (config, error) {
-	var cfg config
+	fs, cfg := flags()
+	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("GATEWAY")); err != nil {
+		return *cfg, err
+	}
+	if cfg.secret == "" && loopback(cfg.listen) { // who has no key there may do everything anyway, and who has it, too
+		derived := sha256.Sum256([]byte("gateway secret " + cfg.apiKey))
+		cfg.secret = hex.EncodeToString(derived[:])
+	}
+	host, _ := os.Hostname()
+	cfg.name = cmp.Or(cfg.name, fmt.Sprintf("%s %d", host, os.Getpid()))
+	return *cfg, cfg.check()
+}
+
+func flags() (*flag.FlagSet, *config) {
+	cfg := &config{}
 	fs := flag.NewFlagSet("gateway", flag.ContinueOnError)
 	fs.StringVar(&cfg.databaseURL, "database-url", "", "PostgreSQL, directly or through PgBouncer")
 	fs.StringVar(&cfg.listen, "listen", "127.0.0.1:8080", "address to listen on; put TLS in front of any but loopback")
@@ -78,16 +92,7 @@ func parse(args []string) (config, error) {
 	fs.BoolVar(&cfg.demo, "demo", false, "show it all on a stand-in for WhatsApp's servers")
 	fs.DurationVar(&cfg.pace, "demo-pace", 8*time.Second, "with -demo: from the end of one process to that of the next; 0 is never")
 	fs.StringVar(&cfg.standIn, "demo-endpoint", "", "with -demo: be one of its processes, on this server")
-	if err := ff.Parse(fs, args, ff.WithEnvVarPrefix("GATEWAY")); err != nil {
-		return cfg, err
-	}
-	host, _ := os.Hostname()
-	if cfg.secret == "" && loopback(cfg.listen) { // who has no key there may do everything anyway, and who has it, too
-		derived := sha256.Sum256([]byte("gateway secret " + cfg.apiKey))
-		cfg.secret = hex.EncodeToString(derived[:])
-	}
-	cfg.name = cmp.Or(cfg.name, fmt.Sprintf("%s %d", host, os.Getpid()))
-	return cfg, cfg.check()
+	return fs, cfg
 }
 
 // check refuses what would be unsafe or cannot work, all of it at once.

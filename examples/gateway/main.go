@@ -27,6 +27,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -46,7 +47,9 @@ import (
 
 func main() {
 	cfg, err := parse(os.Args[1:])
-	if err != nil {
+	if errors.Is(err, flag.ErrHelp) {
+		return // it has been printed
+	} else if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
@@ -103,7 +106,7 @@ func serve(ctx context.Context, cfg config, other seams) (err error) {
 	}
 	g, err := newGateway(cfg, store, &directory{pool: pool, self: cfg.advertise}, other.connect, log)
 	if err != nil {
-		return errors.Join(err, store.Close(), listener.Close()) //nolint:contextcheck // Close has a limit of its own
+		return errors.Join(err, store.Close(), listener.Close())
 	}
 
 	server := newServer(cfg, g.handler(), log)
