@@ -164,6 +164,32 @@ func TestACodeThatIsTypedInLinks(t *testing.T) {
 	require.Equal(t, 1, b.server.Stats().CodesEntered)
 }
 
+func TestAnotherProcessShowsTheCodesWhenOneLeaves(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	one, two := b.gateway("one"), b.gateway("two")
+	one.ask(t, http.StatusCreated, http.MethodPost, "/v1/instances", texting{"id": "support"}, nil)
+	shown := 0
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = two.stream(within(t), "/v1/instances/support/pair", func(kind string, _ []byte) bool {
+			if kind == "qr" {
+				shown++
+				go one.stop()
+			}
+			return true
+		})
+	}()
+	<-ended // the stream ends with the process, which waits for nobody to scan
+	require.Equal(t, 1, shown)
+	one.stop()
+	require.Equal(t, "new", two.instance(t, "support").State)
+	b.scan(two, "support")
+	require.Equal(t, "two", two.instance(t, "support").Owner)
+	require.EqualValues(t, 2, two.instance(t, "support").Codes)
+}
+
 func TestASendWithAKeyHappensOnceWhateverProcessIsAsked(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

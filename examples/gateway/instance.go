@@ -21,6 +21,7 @@ import (
 const (
 	sendTimeout    = 15 * time.Second // of one send; as long may a hand-over have to wait for it
 	connectionWait = 5 * time.Second  // for a client that has just lost its connection
+	handshakeWait  = 2 * time.Second  // for a client that is logging in when it is to end
 	logLength      = 100              // events that are kept for those who look later
 )
 
@@ -57,11 +58,24 @@ func newInstance(g *gateway, id string, device *store.Device) *instance {
 	return in
 }
 
-// dial connects the client.
+// dial connects the client. It goes on until that has worked once; from then on the client connects again by itself.
 func (in *instance) dial() {
 	in.g.dialing <- struct{}{}
 	defer func() { <-in.g.dialing }()
-	if err := in.g.connect(in.client, in.ctx); err != nil && in.ctx.Err() == nil {
+	_, err := backoff.Retry(in.ctx, func() (any, error) {
+		in.mu.Lock()
+		over := in.over
+		in.mu.Unlock()
+		if over {
+			return nil, nil
+		}
+		err := in.g.connect(in.client, in.ctx)
+		if errors.Is(err, store.ErrDeviceDeleted) || errors.Is(err, whatsmeow.ErrAlreadyConnected) {
+			err = backoff.Permanent(err)
+		}
+		return nil, err
+	}, backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, _ time.Duration) { in.set("connecting", err.Error()) }))
+	if err != nil && in.ctx.Err() == nil && !errors.Is(err, whatsmeow.ErrAlreadyConnected) {
 		in.set("failed", "connecting: "+err.Error())
 	}
 }
@@ -179,8 +193,16 @@ func (in *instance) end() {
 	in.mu.Lock()
 	in.over = true
 	in.mu.Unlock()
-	in.cancel()
-	in.client.Disconnect()
+	disconnected := make(chan struct{})
+	go func() { // during a handshake the client is locked
+		defer close(disconnected)
+		in.client.Disconnect()
+	}()
+	select {
+	case <-disconnected:
+	case <-time.After(handshakeWait):
+	}
+	in.cancel() // not before: a handshake that is under way would wait for an answer that cannot come any more, for 20 seconds
 	in.log.close()
 	if in.pairing != nil {
 		in.pairing.close()

@@ -61,10 +61,15 @@ func (g *gateway) pair(ctx context.Context, id string) (*instance, error) {
 	return in, nil
 }
 
-// follow publishes the codes until one was scanned or no more come.
+// follow publishes the codes until one was scanned or no more come. The client does not close the channel when it is disconnected.
 func (in *instance) follow(codes <-chan whatsmeow.QRChannelItem) {
-	first := true
-	for item := range codes {
+	for first := true; ; {
+		var item whatsmeow.QRChannelItem
+		select {
+		case item = <-codes:
+		case <-in.ctx.Done():
+			return
+		}
 		switch item.Event {
 		case whatsmeow.QRChannelEventCode:
 			if first { // what counts is how often a person had to scan, not how often the picture changed

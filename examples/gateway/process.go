@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
@@ -85,11 +86,12 @@ func (c *cluster) oldest() *gatewayProcess {
 	return p
 }
 
-// stop ends a process as a deploy does, and waits for it.
+// stop ends a process as a deploy does, and waits for it. One that does not end is made to say where it hangs.
 func (p *gatewayProcess) stop() error {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
+	defer time.AfterFunc(patience, func() { _ = p.cmd.Process.Signal(syscall.SIGQUIT) }).Stop()
 	return p.cmd.Wait()
 }
 
