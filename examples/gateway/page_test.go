@@ -18,6 +18,7 @@ import (
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	"github.com/stretchr/testify/require"
@@ -79,7 +80,6 @@ func run[T any](b *browser, action chromedp.Action[T]) T {
 	defer cancel()
 	value, err := chromedp.Run(ctx, action)
 	if err != nil {
-		b.screenshot("failed")
 		text, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string](`document.body.innerText`))
 		require.NoError(b.t, err, "the page says: %s", text)
 	}
@@ -123,10 +123,14 @@ func (b *browser) screenshot(name string) {
 	if *screenshots == "" {
 		return
 	}
-	png, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
-	require.NoError(b.t, err)
+	var picture []byte
+	run(b, chromedp.Func(func(ctx context.Context, on *chromedp.Target) error {
+		taken, err := cdp.Call(ctx, on, page.CaptureScreenshot, page.CaptureScreenshotParams{Format: page.CaptureScreenshotFormatWebp, Quality: new(int64(85))})
+		picture = taken.Data
+		return err
+	}))
 	require.NoError(b.t, os.MkdirAll(*screenshots, 0o755))
-	require.NoError(b.t, os.WriteFile(filepath.Join(*screenshots, name+".png"), png, 0o644))
+	require.NoError(b.t, os.WriteFile(filepath.Join(*screenshots, name+".webp"), picture, 0o644))
 }
 
 // demonstration is the demo as people start it, but for the processes that come to their end: those the test chooses.
