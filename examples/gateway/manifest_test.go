@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
@@ -66,7 +67,7 @@ func TestTheManifestsFitTheGateway(t *testing.T) {
 	sleep := time.Duration(pod.Containers[0].Lifecycle.PreStop.Sleep.Seconds) * time.Second
 	require.Positive(t, sleep)
 	require.Greater(t, time.Duration(pod.Grace)*time.Second, sleep+sendTimeout+closing+cfg.patience)
-	require.Contains(t, string(manifest), "GATEWAY_LEASE, "+pgstore.DefaultLease.String())
+	require.Contains(t, string(manifest), fmt.Sprintf("GATEWAY_LEASE, %.0f s", pgstore.DefaultLease.Seconds()))
 }
 
 // The flag -x and the variable GATEWAY_X say the same, and the flag wins.
