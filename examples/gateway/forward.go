@@ -110,25 +110,26 @@ func (g *gateway) forward(w http.ResponseWriter, r *http.Request, address string
 	if r.Method == http.MethodGet {
 		defer context.AfterFunc(g.streams, cancel)() //nolint:contextcheck // at our end, streams end
 	}
-	answered := false
+	answered, to := false, &lastingWriter{ResponseWriter: w}
 	proxy := httputil.ReverseProxy{
 		Transport: g.forwarder,
 		ErrorLog:  log.New(io.Discard, "", 0),
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.SetURL(target)
 			p.Out.Header.Del("Authorization")
+			p.Out.Header.Del("Origin") // it was compared with the name that the caller used
 			p.Out.Header.Set(secretHeader, g.cfg.secret)
 		},
 		ModifyResponse: func(response *http.Response) error {
 			if response.StatusCode == http.StatusMisdirectedRequest {
 				return errElsewhere
 			}
-			answered = true
+			answered, to.lasts = true, response.Header.Get("Content-Type") == "text/event-stream"
 			return nil
 		},
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, failed error) { err = failed },
 	}
-	proxy.ServeHTTP(w, r.WithContext(ctx))
+	proxy.ServeHTTP(to, r.WithContext(ctx))
 	switch {
 	case err == nil || answered:
 		return false, nil
@@ -139,6 +140,31 @@ func (g *gateway) forward(w http.ResponseWriter, r *http.Request, address string
 	default:
 		return false, errOwnerGone
 	}
+}
+
+// lastingWriter passes on an answer that may last longer than the server's own time limits.
+type lastingWriter struct {
+	http.ResponseWriter
+	lasts bool
+}
+
+// Unwrap is for [http.ResponseController].
+func (w *lastingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader implements [http.ResponseWriter].
+func (w *lastingWriter) WriteHeader(status int) {
+	if w.lasts {
+		_ = http.NewResponseController(w.ResponseWriter).SetReadDeadline(time.Time{})
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements [http.ResponseWriter].
+func (w *lastingWriter) Write(p []byte) (int, error) {
+	if w.lasts {
+		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(writeTimeout))
+	}
+	return w.ResponseWriter.Write(p)
 }
 
 // dialing says whether an error is of a connection that was not made, so that nothing was asked.

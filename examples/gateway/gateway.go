@@ -128,8 +128,7 @@ func (g *gateway) follow(ctx context.Context, changes <-chan pgstore.Event) {
 			case pgstore.Stopped: // most likely another process has it, because this one seemed to be dead
 				if in := g.get(change.Instance); in != nil {
 					g.log.Warn("instance has stopped", "instance", in.id, "error", change.Err)
-					in.end()
-					g.forget(in)
+					g.release(ctx, in) // if it was taken here again meanwhile: what nobody runs must not look as if it were ours
 				}
 			}
 		}
@@ -147,9 +146,7 @@ func (g *gateway) claim(ctx context.Context, n int) {
 	if err != nil && ctx.Err() == nil {
 		g.log.Error("claiming", "error", err)
 	}
-	if err = g.runAll(ctx, devices...); err != nil && ctx.Err() == nil {
-		g.log.Error("noting what was claimed", "error", err)
-	}
+	g.runAll(ctx, devices...)
 }
 
 // take takes an instance that was moved here.
@@ -162,24 +159,30 @@ func (g *gateway) take(ctx context.Context, id string) error {
 	} else if device.ID == nil {
 		return errNotPaired
 	}
-	return g.runAll(ctx, device)
+	g.runAll(ctx, device)
+	return nil
 }
 
 // runAll runs the clients of devices that were taken. They connect in the background.
-func (g *gateway) runAll(ctx context.Context, devices ...*store.Device) error {
-	ids := make([]string, 0, len(devices))
-	for _, device := range devices {
+func (g *gateway) runAll(ctx context.Context, devices ...*store.Device) {
+	if len(devices) == 0 {
+		return
+	}
+	ids, taken := make([]string, len(devices)), make([]*instance, len(devices))
+	for i, device := range devices {
 		in := newInstance(g, pgstore.InstanceID(device), device)
+		ids[i], taken[i] = in.id, in
 		if before := g.swap(in); before != nil {
 			before.end() // it was ours before, and we were not told yet that it was lost
 		}
-		ids = append(ids, in.id)
 		g.later(in.dial)
 	}
-	if len(ids) == 0 {
-		return nil
+	if err := g.dir.took(ctx, ids); err != nil {
+		g.log.Warn("directory not told of instances that were taken", "error", err)
+		for _, in := range taken {
+			g.later(in.tellTaken)
+		}
 	}
-	return g.dir.took(ctx, ids)
 }
 
 // release lets go of an instance, so that another process claims it.

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strings"
 	"sync"
@@ -223,4 +224,41 @@ func TestWhoDoesNotReadAStreamIsCutOff(t *testing.T) {
 	defer leave()
 	require.Len(t, kept, 10, "who comes late is told the latest")
 	require.Contains(t, string(kept[9].Data), fmt.Sprintf(`"data":%d}`, behind))
+}
+
+// A stream outlives the server's time limits, here and through another process, for as long as it is read.
+func TestAStreamOutlivesTheTimeLimitsOfRequests(t *testing.T) {
+	t.Parallel()
+	const limit, events = 200 * time.Millisecond, 10
+	limited := func(h http.HandlerFunc) string {
+		server := httptest.NewUnstartedServer(h)
+		server.Config.ReadTimeout, server.Config.WriteTimeout = limit, limit
+		server.Start()
+		t.Cleanup(server.Close)
+		return server.URL
+	}
+	g := &gateway{forwarder: newForwarder(), streams: t.Context()}
+	t.Cleanup(g.forwarder.CloseIdleConnections)
+	owner := limited(func(w http.ResponseWriter, r *http.Request) {
+		s := newStream(events)
+		go func() {
+			for i := range events {
+				s.publish("state", i)
+				time.Sleep(limit / 2)
+			}
+			s.close()
+		}()
+		g.serveStream(w, r, s, func(*eventWriter, happening) bool { return r.Context().Err() != nil })
+	})
+	other := limited(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = g.forward(w, r, owner)
+	})
+	for _, base := range []string{owner, other} {
+		n := 0
+		require.NoError(t, (&caller{base: base}).stream(t.Context(), "/", func(string, []byte) bool {
+			n++
+			return true
+		}))
+		require.Equal(t, events, n, base)
+	}
 }

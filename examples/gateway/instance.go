@@ -80,6 +80,11 @@ func (in *instance) dial() {
 	}
 }
 
+// tellTaken tells the directory that the instance is here, for as long as it is.
+func (in *instance) tellTaken() {
+	_, _ = backoff.Retry(in.ctx, func() (any, error) { return nil, in.g.dir.took(in.ctx, []string{in.id}) }, backoff.WithMaxElapsedTime(0))
+}
+
 // handle is the client's event handler. What it returns says whether the server may forget the event.
 func (in *instance) handle(event any) bool {
 	switch evt := event.(type) {

@@ -43,9 +43,7 @@ func (g *gateway) pair(ctx context.Context, id string) (*instance, error) {
 	if err != nil {
 		return nil, err
 	} else if device.ID != nil {
-		if err = g.runAll(ctx, device); err != nil {
-			return nil, err
-		}
+		g.runAll(ctx, device)
 		return nil, errPaired
 	}
 	in := newInstance(g, id, device)
