@@ -138,8 +138,17 @@ type demonstration struct {
 	cmd  *exec.Cmd
 	page string
 	pids map[string]int
-	text strings.Builder
 	done chan struct{}
+
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+// said is what it has said so far.
+func (d *demonstration) said() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.text.String()
 }
 
 func startDemo(t *testing.T, flags ...string) *demonstration {
@@ -163,11 +172,13 @@ func startDemo(t *testing.T, flags ...string) *demonstration {
 			d.page = found[1]
 		}
 	}
-	require.NotEmpty(t, d.page, d.text.String())
+	require.NotEmpty(t, d.page, d.said())
 	go func() {
 		defer close(d.done)
 		for lines.Scan() {
+			d.mu.Lock()
 			d.text.WriteString(lines.Text() + "\n")
+			d.mu.Unlock()
 		}
 	}()
 	return d
@@ -178,8 +189,8 @@ func (d *demonstration) end(t *testing.T) string {
 	t.Helper()
 	require.NoError(t, d.cmd.Process.Signal(os.Interrupt))
 	<-d.done
-	require.NoError(t, d.cmd.Wait(), d.text.String())
-	return d.text.String()
+	require.NoError(t, d.cmd.Wait(), d.said())
+	return d.said()
 }
 
 func TestAPersonUsesThePageWhileAProcessIsKilled(t *testing.T) {
