@@ -11,10 +11,13 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 )
 
 // requestsOf is a request for every route that needs a key, and for paths and methods that do not exist.
@@ -141,6 +144,16 @@ func TestRequestsThatAreTooLargeOrTooManyAreRefused(t *testing.T) {
 func TestIdleAndSlowConnectionsDoNoHarm(t *testing.T) {
 	t.Parallel()
 	const idle, kept = 10_000, 1024
+	var files syscall.Rlimit
+	require.NoError(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files))
+	if files.Cur < idle+2*kept {
+		pgtest.Missing(t, fmt.Sprint(idle+2*kept, " file descriptors"))
+	}
+	if other, err := net.Listen("tcp", "127.0.0.2:0"); err == nil {
+		require.NoError(t, other.Close())
+	} else {
+		pgtest.Missing(t, "127.0.0.2")
+	}
 	b := newBench(t)
 	g := b.gateway("one", "-max-connections-per-address", fmt.Sprint(kept))
 	address := strings.TrimPrefix(g.base, "http://")

@@ -21,7 +21,7 @@
 //	metrics.go    numbers for Prometheus
 //	page/         the page; openapi.yaml, compose.yaml, kubernetes.yaml and Dockerfile speak for themselves
 //
-// demo.go, stage.go and process.go are the demo, which a real gateway leaves out.
+// demo.go, stage.go, process.go and caller.go are the demo, which a real gateway leaves out.
 package main
 
 import (
