@@ -322,8 +322,10 @@ func notSent(err error) error {
 
 // restart connects the client anew.
 func (g *gateway) restart(w http.ResponseWriter, _ *http.Request, in *instance) error {
-	if in == nil || !in.linked.Load() {
+	if in == nil {
 		return errNotPaired
+	} else if err := in.here(); err != nil {
+		return err
 	}
 	in.reconnect()
 	return answer(w, http.StatusAccepted, state{"connecting", ""})
@@ -374,8 +376,10 @@ func (g *gateway) moveAway(w http.ResponseWriter, r *http.Request, in *instance)
 	if err := read(r, &wanted); err != nil {
 		return err
 	}
-	if in == nil || !in.linked.Load() {
+	if in == nil {
 		return errNotPaired
+	} else if err := in.here(); err != nil {
+		return err
 	}
 	if err := g.move(r.Context(), in, wanted.To); err != nil {
 		return err

@@ -149,11 +149,25 @@ func (g *gateway) claim(ctx context.Context, n int) {
 	g.runAll(ctx, devices...)
 }
 
+// takeWait is how long a process that lives may keep an instance that is taken. Meanwhile nothing else is taken here.
+const takeWait = 5 * time.Second
+
+// device takes an instance and returns its device, or a new one.
+func (g *gateway) device(ctx context.Context, id string) (*store.Device, error) {
+	ctx, cancel := context.WithTimeout(ctx, takeWait)
+	defer cancel()
+	device, err := g.store.Instance(ctx, id)
+	if errors.Is(err, pgstore.ErrLeased) {
+		err = errElsewhere
+	}
+	return device, err
+}
+
 // take takes an instance that was moved here.
 func (g *gateway) take(ctx context.Context, id string) error {
 	g.taking.Lock()
 	defer g.taking.Unlock()
-	device, err := g.store.Instance(ctx, id)
+	device, err := g.device(ctx, id)
 	if err != nil {
 		return err
 	} else if device.ID == nil {

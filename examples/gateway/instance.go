@@ -182,6 +182,19 @@ func (in *instance) use(ctx context.Context, do func(context.Context) error) err
 	return err
 }
 
+// here says that the instance is linked and has not ended here.
+func (in *instance) here() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	switch {
+	case in.over:
+		return errElsewhere
+	case !in.linked.Load():
+		return errNotPaired
+	}
+	return nil
+}
+
 // reconnect ends the connection and makes a new one.
 func (in *instance) reconnect() {
 	in.set("connecting", "restarted")

@@ -39,7 +39,7 @@ func (g *gateway) pair(ctx context.Context, id string) (*instance, error) {
 	} else if !mine {
 		return nil, errElsewhere // another process was asked at the same time, and was first
 	}
-	device, err := g.store.Instance(ctx, id)
+	device, err := g.device(ctx, id)
 	if err != nil {
 		return nil, err
 	} else if device.ID != nil {
