@@ -38,7 +38,7 @@ type instance struct {
 	linked  atomic.Bool
 
 	sending sync.RWMutex // held for reading by what uses the client, for writing by who ends it
-	over    bool         // guarded by sending
+	over    bool         // written with sending and mu held
 
 	mu     sync.Mutex
 	status status // what the directory has not been told yet, and the present state
