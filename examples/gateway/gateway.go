@@ -1,0 +1,351 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.mau.fi/whatsmeow"
+	"go.mau.fi/whatsmeow/store"
+	"golang.org/x/time/rate"
+
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+// connector is client.ConnectContext, except in the demo.
+type connector func(*whatsmeow.Client, context.Context) error
+
+// deviceStore is what the gateway needs of the store. It is an interface so that a test can measure the same gateway on another one.
+type deviceStore interface {
+	Watch(ctx context.Context) (<-chan pgstore.Event, error)
+	Claim(ctx context.Context, n int) ([]*store.Device, error)
+	Instance(ctx context.Context, id string) (*store.Device, error)
+	Release(ctx context.Context, id string) error
+	Stats() pgstore.Stats
+	Close() error
+}
+
+// gateway is a process. Which instances are its own, the store decides: it advises what to claim and to release, and says what was lost.
+// An instance that is not linked yet has no row in the store; the directory notes which process shows its codes.
+type gateway struct {
+	cfg       config
+	log       *slog.Logger
+	store     deviceStore
+	dir       *directory
+	hooks     *webhooks
+	connect   connector
+	metrics   *metrics
+	limit     *rate.Limiter // of requests
+	forwarder *http.Transport
+	answers   sync.Map // sends under way, by idempotency key
+
+	ready      atomic.Bool // it has joined those that share the instances, and does not leave them yet
+	streams    context.Context
+	endStreams context.CancelFunc
+
+	mu        sync.Mutex
+	instances map[string]*instance // those whose client is here
+	unsaved   statuses             // of those that have left, until the directory is told
+	over      bool                 // nothing begins any more
+
+	taking  sync.Mutex // held while instances are taken
+	moves   int        // instances that are being moved away, and must not be claimed here; guarded by taking
+	dialing chan struct{}
+	tasks   sync.WaitGroup
+}
+
+// connectingAtOnce is how many clients log in at the same time, when a process takes over hundreds.
+const connectingAtOnce = 32
+
+func newGateway(cfg config, s deviceStore, dir *directory, connect connector, log *slog.Logger) (*gateway, error) {
+	g := &gateway{
+		cfg: cfg, log: log, store: s, dir: dir, connect: connect,
+		forwarder: newForwarder(), limit: rate.NewLimiter(rate.Limit(cfg.rate), int(cfg.rate*5)+1),
+		instances: make(map[string]*instance), dialing: make(chan struct{}, connectingAtOnce), unsaved: make(statuses),
+	}
+	if g.connect == nil {
+		g.connect = (*whatsmeow.Client).ConnectContext
+	}
+	g.streams, g.endStreams = context.WithCancel(context.Background())
+	g.metrics = newMetrics(g, prometheus.NewRegistry())
+	var err error
+	g.hooks, err = newWebhooks(cfg, dir.pool, g.metrics, log)
+	return g, err
+}
+
+// run takes part until the context ends, and hands everything over.
+func (g *gateway) run(ctx context.Context) (err error) {
+	if err = g.hooks.start(ctx); err != nil {
+		return errors.Join(err, g.store.Close())
+	}
+	watching, unwatch := context.WithCancel(ctx)
+	changes, err := g.store.Watch(watching)
+	if err == nil {
+		g.ready.Store(true)
+		g.follow(ctx, changes)
+	}
+	unwatch()
+	if ctx.Err() != nil {
+		err = nil
+	}
+	return errors.Join(err, g.handOver(context.WithoutCancel(ctx)))
+}
+
+// follow does what the store advises, and saves what the directory tells of the instances. What cannot be done now is advised again.
+func (g *gateway) follow(ctx context.Context, changes <-chan pgstore.Event) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	sweep := time.NewTicker(time.Hour)
+	defer sweep.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			g.save(ctx)
+		case <-sweep.C:
+			if err := g.dir.sweep(ctx); err != nil {
+				g.log.Warn("old answers not swept", "error", err)
+			}
+		case change, ok := <-changes:
+			if !ok {
+				return
+			}
+			switch change.Kind {
+			case pgstore.Claimable:
+				g.claim(ctx, change.Count)
+			case pgstore.Surplus: // those that are here for longest, so that what was moved here by hand stays
+				for _, in := range g.longestHere(change.Count) {
+					g.release(ctx, in)
+				}
+			case pgstore.Stopped: // most likely another process has it, because this one seemed to be dead
+				if in := g.get(change.Instance); in != nil {
+					g.log.Warn("instance has stopped", "instance", in.id, "error", change.Err)
+					g.release(ctx, in) // if it was taken here again meanwhile: what nobody runs must not look as if it were ours
+				}
+			}
+		}
+	}
+}
+
+// claim takes what nobody has.
+func (g *gateway) claim(ctx context.Context, n int) {
+	g.taking.Lock()
+	defer g.taking.Unlock()
+	if g.moves > 0 {
+		return // what is on its way to another process looks as if nobody had it
+	}
+	devices, err := g.store.Claim(ctx, n)
+	if err != nil && ctx.Err() == nil {
+		g.log.Error("claiming", "error", err)
+	}
+	g.runAll(ctx, devices...)
+}
+
+// takeWait is how long a process that lives may keep an instance that is taken. Meanwhile nothing else is taken here.
+const takeWait = 5 * time.Second
+
+// device takes an instance and returns its device, or a new one.
+func (g *gateway) device(ctx context.Context, id string) (*store.Device, error) {
+	ctx, cancel := context.WithTimeout(ctx, takeWait)
+	defer cancel()
+	device, err := g.store.Instance(ctx, id)
+	if errors.Is(err, pgstore.ErrLeased) {
+		err = errElsewhere
+	}
+	return device, err
+}
+
+// take takes an instance that was moved here.
+func (g *gateway) take(ctx context.Context, id string) error {
+	g.taking.Lock()
+	defer g.taking.Unlock()
+	device, err := g.device(ctx, id)
+	if err != nil {
+		return err
+	} else if device.ID == nil {
+		return errNotPaired
+	}
+	g.runAll(ctx, device)
+	return nil
+}
+
+// runAll runs the clients of devices that were taken. They connect in the background.
+func (g *gateway) runAll(ctx context.Context, devices ...*store.Device) {
+	if len(devices) == 0 {
+		return
+	}
+	ids, taken := make([]string, len(devices)), make([]*instance, len(devices))
+	for i, device := range devices {
+		in := newInstance(g, pgstore.InstanceID(device), device)
+		ids[i], taken[i] = in.id, in
+		if before := g.swap(in); before != nil {
+			before.end() // it was ours before, and we were not told yet that it was lost
+		}
+		g.later(in.dial)
+	}
+	if err := g.dir.took(ctx, ids); err != nil {
+		g.log.Warn("directory not told of instances that were taken", "error", err)
+		for _, in := range taken {
+			g.later(in.tellTaken)
+		}
+	}
+}
+
+// release lets go of an instance, so that another process claims it.
+func (g *gateway) release(ctx context.Context, in *instance) {
+	in.end()
+	g.forget(in)
+	g.save(ctx) // before somebody else notes what he does with it
+	if err := g.store.Release(ctx, in.id); err != nil && ctx.Err() == nil {
+		g.log.Warn("releasing", "instance", in.id, "error", err)
+	}
+}
+
+// move hands an instance to a process that the user has chosen, or to the one that has least. The new owner takes it as soon as it was let
+// go of here; until then nothing is claimed here, since to the store it would be as good as any that nobody has.
+func (g *gateway) move(ctx context.Context, in *instance, to string) error {
+	processes, err := g.dir.processes(ctx)
+	if err != nil {
+		return err
+	}
+	var target *process
+	for i, p := range processes {
+		if !p.Alive || p.Address == g.cfg.advertise || to != "" && to != p.Name && to != p.Address {
+			continue
+		}
+		if target == nil || p.Instances < target.Instances {
+			target = &processes[i]
+		}
+	}
+	if target == nil {
+		return errNoTarget
+	}
+	g.holdClaims(1)
+	defer g.holdClaims(-1)
+	in.set("moving", "to "+target.Name)
+	g.release(ctx, in)
+	return g.askToTake(ctx, target.Address, in.id)
+}
+
+func (g *gateway) holdClaims(n int) {
+	g.taking.Lock()
+	defer g.taking.Unlock()
+	g.moves += n
+}
+
+// handOver ends all clients and closes the store, which lets go of all instances at once. Sends that are under way come to their end first, those that
+// come later wait for the new owner.
+func (g *gateway) handOver(ctx context.Context) error {
+	g.ready.Store(false)
+	began := time.Now()
+	g.mu.Lock()
+	g.over = true
+	g.mu.Unlock()
+	var ending sync.WaitGroup
+	all := g.all()
+	for _, in := range all {
+		ending.Go(in.end)
+	}
+	ending.Wait()
+	g.save(ctx)
+	err := g.store.Close()
+	if errors.Is(err, pgstore.ErrOwnershipLost) { // what was not saved was not acknowledged either: its new owner has got it again
+		g.log.Warn("closing", "error", err)
+		err = nil
+	}
+	for _, in := range all {
+		g.forget(in)
+	}
+	g.tasks.Wait()
+	g.log.Info("instances handed over", "count", len(all), "took", time.Since(began).Round(time.Millisecond))
+	return err
+}
+
+// save notes in the directory what has changed, in one statement for all instances.
+func (g *gateway) save(ctx context.Context) {
+	g.mu.Lock()
+	for _, in := range g.instances {
+		g.keep(in)
+	}
+	changed := g.unsaved
+	g.unsaved = make(statuses)
+	g.mu.Unlock()
+	if len(changed) == 0 {
+		return
+	}
+	if err := g.dir.save(ctx, changed); err != nil {
+		if ctx.Err() == nil {
+			g.log.Warn("states not saved", "error", err)
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for id, s := range g.unsaved {
+			changed.add(id, s)
+		}
+		g.unsaved = changed
+	}
+}
+
+func (g *gateway) get(id string) *instance {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.instances[id]
+}
+
+func (g *gateway) all() []*instance {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Collect(maps.Values(g.instances))
+}
+
+// longestHere are up to n instances that are linked.
+func (g *gateway) longestHere(n int) []*instance {
+	linked := slices.DeleteFunc(g.all(), func(in *instance) bool { return !in.linked.Load() })
+	slices.SortFunc(linked, func(a, b *instance) int { return a.since.Compare(b.since) })
+	return linked[:min(n, len(linked))]
+}
+
+// swap puts an instance in its place and returns the one that was there.
+func (g *gateway) swap(in *instance) (before *instance) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	before, g.instances[in.id] = g.instances[in.id], in
+	if before != nil {
+		g.keep(before)
+	}
+	return before
+}
+
+// forget takes an instance away that has ended, and keeps what it has not told the directory yet.
+func (g *gateway) forget(in *instance) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.keep(in)
+	if g.instances[in.id] == in {
+		delete(g.instances, in.id)
+	}
+}
+
+// keep keeps what the directory has not been told of an instance. Must be called with mu held.
+func (g *gateway) keep(in *instance) {
+	if s, ok := in.changes(); ok {
+		g.unsaved.add(in.id, s)
+	}
+}
+
+// later runs something that nobody waits for; but the end of the process does.
+func (g *gateway) later(do func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.over {
+		g.tasks.Go(do)
+	}
+}
