@@ -97,7 +97,8 @@ func (s *deviceStore) ClearBufferedEventPlaintext(ctx context.Context, ciphertex
 	return in.waited(ctx, in.lane.Barrier(ctx))
 }
 
-// DeleteOldBufferedHashes implements [store.EventBuffer], for all instances that this container has taken.
+// DeleteOldBufferedHashes implements [store.EventBuffer], for all instances that this container has taken: each client calls it after a start, so those of others
+// are looked through only if that was not done lately. What goes wrong with them is logged.
 func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
 	in, err := s.instance(ctx)
 	if err != nil {
@@ -112,13 +113,31 @@ func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
 		instances = append(instances, in)
 	}
 	s.c.mu.Unlock()
-	cutoff := time.Now().Add(-bufferedHashAge)
-	for _, in := range instances {
-		if err := in.prune(ctx, typeBufferedEvent, cutoff); err != nil {
-			return err
+	now := time.Now()
+	for _, other := range instances {
+		if other == in || !other.usable() || other.releasing.Load() || !other.hashesDue(now) {
+			continue
+		}
+		if err := other.prune(ctx, typeBufferedEvent, now.Add(-bufferedHashAge)); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			s.c.cfg.Logger.Warn("pgstore: old buffered hashes not pruned", "instance", other.id, "error", err)
 		}
 	}
-	return nil
+	in.hashesDue(now)
+	return in.prune(ctx, typeBufferedEvent, now.Add(-bufferedHashAge))
+}
+
+// hashesDue says whether the buffered hashes of an instance were not looked through lately, and notes that they are now.
+func (in *instance) hashesDue(now time.Time) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if now.Sub(in.mu.hashesPruned) < pruneInterval {
+		return false
+	}
+	in.mu.hashesPruned = now
+	return true
 }
 
 // pruneChunk is how many events are looked at together.

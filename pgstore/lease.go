@@ -16,7 +16,7 @@ import (
 // lease is a process's right to the instances that it has taken. With [Config].Takes RespectLease nobody takes them before it expires; in any case
 // it says which instances nobody has any more (Claim).
 //
-// The process renews it in the database, three times before it expires. It has lapsed when it was not renewed in time by the clock of either: by
+// The process renews it in the database, each third of its length. It has lapsed when it was not renewed in time by the clock of either: by
 // the process's own, which runs from before it asked and does not jump; or by the database's, which goes on while the
 // process and its machine stand still. Who was without it for a moment cannot know that nobody took its instances meanwhile.
 type lease struct {
@@ -56,16 +56,21 @@ ON CONFLICT (id) DO UPDATE SET heartbeat = clock_timestamp(), expires = excluded
     claims = excluded.claims, pending = excluded.pending, pending_for = excluded.pending_for
 RETURNING coalesce((SELECT live FROM old), false)`
 
-func (c *Container) renewLease(ctx context.Context) error {
+func (c *Container) renewLease(ctx context.Context) error { return c.renewLeaseOn(ctx, c.pool) }
+
+// querier is a pool or a connection.
+type querier interface {
+	QueryRow(ctx context.Context, statement string, args ...any) pgx.Row
+}
+
+func (c *Container) renewLeaseOn(ctx context.Context, db querier) error {
 	var stats batcher.Stats
 	if c.writes != nil {
 		stats = c.writes.Stats()
 	}
 	var live bool
 	sent := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.Lease)
-	defer cancel()
-	err := c.pool.QueryRow(ctx, c.sql(renewStatement), pgx.QueryExecModeExec, c.process, c.cfg.Owner, c.cfg.Lease.Seconds(),
+	err := db.QueryRow(ctx, c.sql(renewStatement), pgx.QueryExecModeExec, c.process, c.cfg.Owner, c.cfg.Lease.Seconds(),
 		c.cfg.Address, c.claims.Load(), stats.Pending, stats.Oldest.Seconds()).Scan(&live)
 	if err == nil {
 		c.lease.renewed(sent, c.cfg.Lease, live)
@@ -73,30 +78,59 @@ func (c *Container) renewLease(ctx context.Context) error {
 	return err
 }
 
-// keepLease renews the lease until the container is closed, finds out what was lost, and reads what others have learnt meanwhile.
+// keepLease renews the lease until the container is closed. It does nothing else, so that nothing else holds it up. Where the pool does not do it in time, because
+// all of its connections hang or are busy, it makes a connection of its own.
 func (c *Container) keepLease(ctx context.Context) {
-	tick := time.NewTicker(c.cfg.Lease / 3)
+	c.every(ctx, c.cfg.Lease/3, func() {
+		attempt, cancel := context.WithTimeout(ctx, c.cfg.Lease/6)
+		err := c.renewLease(attempt)
+		late := attempt.Err() != nil
+		cancel()
+		if err != nil && late {
+			attempt, cancel = context.WithTimeout(ctx, c.cfg.Lease/3)
+			err = c.renewLeaseAlone(attempt)
+			cancel()
+		}
+		if err != nil && ctx.Err() == nil {
+			c.cfg.Logger.Warn("pgstore: lease not renewed", "error", withoutRows(err))
+		}
+	})
+}
+
+func (c *Container) renewLeaseAlone(ctx context.Context) error {
+	conn, err := c.connectAlone(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	return c.renewLeaseOn(ctx, conn)
+}
+
+// keepInformed finds out what was lost, and what others have learnt, until the container is closed: one statement for each, however many instances the process has.
+func (c *Container) keepInformed(ctx context.Context) {
+	c.every(ctx, c.cfg.Lease/3, func() {
+		ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+		defer cancel()
+		if err := c.findLost(ctx); err != nil && ctx.Err() == nil {
+			c.cfg.Logger.Warn("pgstore: owners not read", "error", err)
+		}
+		if err := c.LIDMap.sync(ctx); err != nil && ctx.Err() == nil {
+			c.cfg.Logger.Warn("pgstore: LID pairs of other processes not read", "error", withoutRows(err))
+		}
+	})
+}
+
+// every calls fn again and again until the context ends.
+func (c *Container) every(ctx context.Context, interval time.Duration, fn func()) {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			c.heartbeat(ctx)
+			fn()
 		}
-	}
-}
-
-// heartbeat is one statement for each of the three, however many instances the process has.
-func (c *Container) heartbeat(ctx context.Context) {
-	if err := c.renewLease(ctx); err != nil && ctx.Err() == nil {
-		c.cfg.Logger.Warn("pgstore: lease not renewed", "error", withoutRows(err))
-	}
-	if err := c.findLost(ctx); err != nil && ctx.Err() == nil {
-		c.cfg.Logger.Warn("pgstore: owners not read", "error", err)
-	}
-	if err := c.LIDMap.sync(ctx); err != nil && ctx.Err() == nil {
-		c.cfg.Logger.Warn("pgstore: LID pairs of other processes not read", "error", withoutRows(err))
 	}
 }
 

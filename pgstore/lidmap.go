@@ -35,9 +35,11 @@ type LIDMap struct {
 		pns     map[string]string // by LID
 		version uint64            // grows with every pair that is learnt
 		synced  *time.Time        // by the database's clock, when memory was compared with what others have stored; nil for never
-		queue   []*lidBatch       // what is not saved, in order
-		lost    map[string]string // LIDs by phone number that a database which went back may have lost
-		rewound struct {          // where and when that was noticed
+		// what is learnt while that is done, of either side; nil if it is not
+		meanwhile map[string]bool
+		queue     []*lidBatch       // what is not saved, in order
+		lost      map[string]string // LIDs by phone number that a database which went back may have lost
+		rewound   struct {          // where and when that was noticed
 			timeline string
 			at       time.Time
 		}
@@ -573,6 +575,9 @@ func (m *LIDMap) learnLocked(pairs map[string]string) {
 			m.mu.lids[old] = ""
 		}
 		m.mu.lids[pn], m.mu.pns[lid] = lid, pn
+		if m.mu.meanwhile != nil {
+			m.mu.meanwhile[pn], m.mu.meanwhile[lid] = true, true
+		}
 	}
 	m.shrinkLocked()
 }

@@ -203,15 +203,20 @@ func (c *Container) listen(ctx context.Context, heard func()) {
 	}
 }
 
-func (c *Container) listenOnce(ctx context.Context, heard func()) error {
+// connectAlone makes a connection as the pool does, beside it.
+func (c *Container) connectAlone(ctx context.Context) (*pgx.Conn, error) {
 	pool := c.pool.Config()
 	cfg := pool.ConnConfig.Copy()
 	if pool.BeforeConnect != nil {
 		if err := pool.BeforeConnect(ctx, cfg); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	conn, err := pgx.ConnectConfig(ctx, cfg)
+	return pgx.ConnectConfig(ctx, cfg)
+}
+
+func (c *Container) listenOnce(ctx context.Context, heard func()) error {
+	conn, err := c.connectAlone(ctx)
 	if err != nil {
 		return err
 	}
