@@ -169,6 +169,7 @@ func (c *Container) start(ctx context.Context) error {
 		return err
 	}
 	c.background(c.keepLease)
+	c.background(c.keepAudit)
 	if c.cfg.Witness != nil {
 		c.background(c.keepWitness)
 	}
