@@ -52,7 +52,7 @@ WITH lane AS (
     ON CONFLICT (instance_id, key_type, key_id) DO UPDATE SET data = excluded.data, seq = excluded.seq, updated_at = now()
     WHERE jsonb_typeof(k.data->'secret') IS DISTINCT FROM 'string'
 ){audited}
-SELECT id, ` + durably + ` {audits}
+SELECT id, ` + durably + `{audits}
 FROM lane`
 
 // flush is the batcher's flush function:
@@ -144,7 +144,7 @@ func (c *Container) sendFlush(ctx context.Context, mode pgx.QueryExecMode, lanes
 	}
 	held := make(map[string]struct{}, len(lanes.ids))
 	var id string
-	_, err = pgx.ForEachRow(rows, append([]any{&id}, make([]any, len(rows.FieldDescriptions())-1)...), func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, nil}, func() error {
 		held[id] = struct{}{}
 		return nil
 	})

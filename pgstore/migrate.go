@@ -160,7 +160,7 @@ func (cfg Config) filler() *strings.Replacer {
 	}
 	audited, audits := "", ""
 	if cfg.Audit == AuditAll {
-		audited, audits = strings.ReplaceAll(auditedSegments, "{schema}", `"`+cfg.Schema+`"`), `, (SELECT count(n) FROM audited)`
+		audited, audits = strings.ReplaceAll(auditedSegments, "{schema}", `"`+cfg.Schema+`"`), ` || (SELECT count(n) FROM audited)`
 	}
 	return strings.NewReplacer("{schema}", `"`+cfg.Schema+`"`, "{durable}", durable, "{audited}", audited, "{audits}", audits)
 }
