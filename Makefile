@@ -19,10 +19,12 @@ long: ## the long forms: random sequences against sqlstore, whole lives with 100
 	$(MAKE) fuzz
 
 fuzz: ## each fuzz target for a minute
-	@set -e; listed=$$(go test ./pgstore -list '^Fuzz'); \
-	for target in $$(echo "$$listed" | grep '^Fuzz'); do \
-		echo "$$target"; \
-		go test ./pgstore -run '^$$' -fuzz "^$$target\$$" -fuzztime 1m; \
+	@set -e; for package in $$(grep -rl '^func Fuzz' --include='*_test.go' . | xargs -n 1 dirname | sort -u); do \
+		listed=$$(go test $$package -list '^Fuzz'); \
+		for target in $$(echo "$$listed" | grep '^Fuzz'); do \
+			echo "$$package $$target"; \
+			go test $$package -run '^$$' -fuzz "^$$target\$$" -fuzztime 1m; \
+		done; \
 	done
 
 bench: ## benchmarks against sqlstore and maps; compare two runs with benchstat

@@ -57,7 +57,7 @@ func (d *disk) FetchScope(_ context.Context, t cache.Type, scope string) (map[ca
 	out := make(map[cache.Key]string)
 	d.mu.Lock()
 	for k, v := range d.rows {
-		if k.Type == t && k.ID[:1] == scope {
+		if k.Type == t && scopeOf(k) == scope {
 			out[k] = v
 		}
 	}
@@ -92,18 +92,25 @@ func (d *disk) flush(inst *cache.Instance[string]) {
 	inst.Durable(writes)
 }
 
+// scopeOf is the first byte of a key's id.
+func scopeOf(k cache.Key) string { return k.ID[:min(1, len(k.ID))] }
+
 func newCache(budget int64) *cache.Cache[string] {
 	return cache.New(cache.Config[string]{
 		Residency: func(t cache.Type) cache.Residency { return cache.Residency(t) },
 		Size:      func(v string) int { return len(v) },
-		Scope:     func(k cache.Key) string { return k.ID[:1] },
+		Scope:     scopeOf,
 		Equal:     func(a, b string) bool { return a == b },
 		Budget:    budget,
 	})
 }
 
 func open(t require.TestingT, c *cache.Cache[string], d *disk) *cache.Instance[string] {
-	inst, err := c.Open(ctx, "i", d, func(_ context.Context, fill *cache.Filler[string]) error {
+	return openNamed(t, c, d, "i")
+}
+
+func openNamed(t require.TestingT, c *cache.Cache[string], d *disk, id string) *cache.Instance[string] {
+	inst, err := c.Open(ctx, id, d, func(_ context.Context, fill *cache.Filler[string]) error {
 		for k, v := range d.rows {
 			switch k.Type {
 			case resident:

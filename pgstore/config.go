@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -102,7 +103,7 @@ type Config struct {
 	// the container has returned. It needs at least two connections.
 	Pool *pgxpool.Pool
 	// Schema is the PostgreSQL schema that holds all tables: lower-case letters, digits and
-	// underscores. Defaults to [DefaultSchema].
+	// underscores, and none of PostgreSQL's own. Defaults to [DefaultSchema].
 	Schema string
 	// SkipMigrations makes New fail with [ErrSchemaMissing] instead of migrating, for roles that may not create anything.
 	SkipMigrations bool
@@ -239,6 +240,7 @@ func (cfg Config) validate() error {
 	fault((cfg.DSN == "") == (cfg.Pool == nil), "exactly one of DSN and Pool must be set")
 	fault(cfg.Pool != nil && cfg.Pool.Config().MaxConns < 2, "Pool needs at least two connections")
 	fault(!schemaPattern.MatchString(cfg.Schema), "Schema %q must match %s", cfg.Schema, schemaPattern)
+	fault(strings.HasPrefix(cfg.Schema, "pg_") || cfg.Schema == "information_schema", "Schema %s is PostgreSQL's own", cfg.Schema)
 	fault(!text(cfg.Owner).storable(), "Owner must be UTF-8 without NUL")
 	fault(cfg.FlushInterval < 0, "FlushInterval is %v, must be positive", cfg.FlushInterval)
 	fault(cfg.MaxRest < cfg.FlushInterval, "MaxRest is %v, must not be less than FlushInterval (%v)", cfg.MaxRest, cfg.FlushInterval)

@@ -54,11 +54,8 @@ const (
 
 // checkDevice refuses what the schema of a device does not allow, naming the field.
 func checkDevice(d *store.Device) error {
-	if d == nil {
-		return fmt.Errorf("%w: device is nil", ErrInvalidInput)
-	}
-	if d.ID == nil {
-		return ErrDeviceIDMustBeSet
+	if err := checkStored(d); err != nil {
+		return err
 	}
 	fault := func(what string) error { return fmt.Errorf("%w: device: %s", ErrInvalidInput, what) }
 	switch {
@@ -268,7 +265,19 @@ func (c *Container) takeDevice(ctx context.Context, id string) (*store.Device, e
 	} else if !found {
 		return nil, fmt.Errorf("%w: creds are missing", ErrCorrupt)
 	}
-	return c.device(id, v.(*credsValue).Device)
+	d, err := c.device(id, v.(*credsValue).Device)
+	if err == nil {
+		c.keepTo(d, in)
+	}
+	return d, err
+}
+
+// keepTo lets the stores of a device keep to the instance that was taken for it. If they only did so at their first use, they would take it
+// back there from a process that has taken it meanwhile.
+func (c *Container) keepTo(d *store.Device, in *instance) {
+	if s, ok := d.Sessions.(*deviceStore); ok && s.c == c {
+		s.in.CompareAndSwap(nil, in)
+	}
 }
 
 // recheck finds out whether an instance that this container took was taken by somebody else since, who may have gone
@@ -419,7 +428,10 @@ func (c *Container) putDevice(ctx context.Context, d *store.Device, id string) e
 		if err = c.insertDevice(ctx, d, id); err != nil {
 			return err
 		}
-		_, err = c.instance(ctx, id)
+		if in, err = c.instance(ctx, id); err == nil {
+			c.wire(d, id)
+			c.keepTo(d, in)
+		}
 		return err
 	} else if err != nil {
 		return err
@@ -540,18 +552,26 @@ func (c *Container) storedDevice(ctx context.Context, id string) (stored *device
 // DeleteDevice removes a device with all its keys; Device.Delete calls it. It returns when that is durable. Stores that
 // were taken from the device fail with [ErrDeviceDeleted] from then on, and nothing that they write comes back.
 func (c *Container) DeleteDevice(ctx context.Context, d *store.Device) error {
-	if d == nil {
-		return fmt.Errorf("%w: device is nil", ErrInvalidInput)
-	}
-	if d.ID == nil {
-		return ErrDeviceIDMustBeSet
+	if err := checkStored(d); err != nil {
+		return err
 	}
 	return c.deleteDevice(ctx, d, idOf(d))
 }
 
-func (c *Container) deleteDevice(ctx context.Context, d *store.Device, id string) error {
-	if d.ID == nil {
+// checkStored refuses a device that cannot have been stored.
+func checkStored(d *store.Device) error {
+	switch {
+	case d == nil:
+		return invalid("device is nil")
+	case d.ID == nil:
 		return ErrDeviceIDMustBeSet
+	}
+	return nil
+}
+
+func (c *Container) deleteDevice(ctx context.Context, d *store.Device, id string) error {
+	if err := checkStored(d); err != nil {
+		return err
 	}
 	if c.closed() {
 		return ErrClosed

@@ -15,8 +15,8 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/cache"
 )
 
-// deviceStore is what a device's twelve stores are. It takes its instance at the first use and
-// keeps to it: a device of a former life never reaches a later one under the same id.
+// deviceStore is what a device's twelve stores are. It keeps to the instance that was taken for it; one that only looks takes it at the first
+// use and keeps to it from then on: a device of a former life never reaches a later one under the same id.
 //
 // The embedded NoopStore answers methods that a newer whatsmeow has added to its interfaces.
 type deviceStore struct {

@@ -59,7 +59,7 @@ func withQuery(t testing.TB, dsn, key, value string) string {
 	require.NoError(t, err)
 	q := u.Query()
 	q.Set(key, value)
-	u.RawQuery = q.Encode()
+	u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20") // PostgreSQL knows no +
 	return u.String()
 }
 

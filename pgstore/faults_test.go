@@ -613,6 +613,9 @@ func TestP10BadInputIsRefusedByTheCallThatGotIt(t *testing.T) {
 	for field, err := range map[string]error{
 		"device":           c.PutDevice(ctx, nil),
 		"device is nil":    c.DeleteDevice(ctx, nil),
+		" device is nil":   d.Container.PutDevice(ctx, nil),
+		": device is nil":  d.Container.DeleteDevice(ctx, nil),
+		"input: device is": c.Take(ctx, nil),
 		"session":          d.Sessions.PutSession(ctx, "1:0", nil),
 		"session is empty": d.Sessions.PutManySessions(ctx, map[string][]byte{"1:0": {}}),
 		"sender key":       d.SenderKeys.PutSenderKey(ctx, "g", "1:0", nil),

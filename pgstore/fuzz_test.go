@@ -2,7 +2,6 @@ package pgstore_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"crypto/sha512"
 	"errors"
@@ -19,7 +18,6 @@ import (
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/util/keys"
 
-	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
@@ -227,6 +225,23 @@ var textMethods = []textMethod{
 				return "" // nobody: stored nowhere
 			}
 			return b
+		},
+	},
+	{
+		"GetManyLIDsForPNs",
+		func(c *pgstore.Container, _ *store.Device, a, b string, _ []byte) error {
+			return c.LIDMap.PutLIDMapping(ctx, jidOf(a, types.HiddenUserServer), jidOf(b, types.DefaultUserServer))
+		},
+		func(c *pgstore.Container, _ *store.Device, a, b string, raw []byte) (any, error) {
+			pn := jidOf(b, types.DefaultUserServer)
+			one, err1 := c.LIDMap.GetLIDForPN(ctx, pn)
+			many, err2 := c.LIDMap.GetManyLIDsForPNs(ctx, []types.JID{pn, jidOf(string(raw), types.DefaultUserServer), jidOf(a, b)})
+			return one.User, errors.Join(err1, err2, sameBytes([]byte(one.User), []byte(many[pn].User)))
+		}, func(a, b string, _ []byte) any {
+			if b == "" {
+				return "" // nobody: stored nowhere
+			}
+			return a
 		},
 	},
 	{
@@ -559,32 +574,5 @@ func FuzzP10ASavedDeviceIsReadAsItWas(f *testing.F) {
 		require.ErrorIs(t, err, pgstore.ErrInvalidInput)
 		require.NoError(t, got.Delete(ctx))
 		require.NoError(t, d.Delete(ctx))
-	})
-}
-
-// Whatever the configuration says is refused by New, or can be stored; and no error of it gives the password away.
-func FuzzP10P12AConfigurationIsRefusedOrWorks(f *testing.F) {
-	dsn := pgtest.Open(f)
-	for _, s := range []string{"", "a", "nul\x00", "broken\xff", "quote'\"", "?a=b", ":1/db", "%zz", strings.Repeat("n", 2000)} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn, Owner: s})
-		if err != nil {
-			require.ErrorIs(t, err, pgstore.ErrInvalidInput)
-		} else {
-			d := pair(t, c.NewDevice())
-			if s != "" { // the default, which names the process
-				require.Equal(t, s, scalar[string](t, dsn, `SELECT owner FROM whatsmeow.instances WHERE id = $1`, d.ID.String()))
-			}
-			require.NoError(t, c.Close())
-		}
-		ended, cancel := context.WithCancel(ctx)
-		cancel() // before anything is dialled
-		for _, dsn := range []string{"postgres://ada:hunter2@127.0.0.1" + s, "host=127.0.0.1 user=ada password=hunter2 dbname=" + s, "password=hunter2 " + s} {
-			_, err := pgstore.New(ended, dsn, nil)
-			require.Error(t, err)
-			require.NotContains(t, err.Error(), "hunter2", "%q", dsn)
-		}
 	})
 }

@@ -16,8 +16,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
@@ -25,7 +27,9 @@ import (
 // Group n of a writer is always the same, so the rows that survive say how many groups of each writer they hold. They are a moment
 // that was (P3) if they hold each writer's groups up to one of them, whole, and with a group all those that had ended
 // when it began; nothing synchronous is lost if no group that waited is missing. In half of the rounds nothing waits, so that nothing is
-// flushed for somebody's sake: then what had ended a while before the kill has to be there by the flush interval alone.
+// flushed for somebody's sake: then what had ended a while before the kill has to be there by the flush interval alone. Where sends do not
+// go on without the database (Reserved and Durable), one goroutine sends on one chain after the other: no chain on which something left is missing,
+// and none stands before what left on it (P4).
 
 const (
 	killDSN   = "PGSTORE_TEST_KILL_DSN"
@@ -123,6 +127,27 @@ func counters(t testing.TB, d *store.Device, w int) map[string]int {
 	return found
 }
 
+// sendOnChains sends to one peer after the other, to every fourth more than a flush reserves ahead, and says how many have left.
+func sendOnChains(d *store.Device, say func(format string, args ...any)) error {
+	ours := signaltest.NewPeer(d)
+	for n := 0; ; n++ {
+		peer := memoryPeers(1)[0]
+		if _, err := ours.Meet(ctx, peer, []byte("hello")); err != nil {
+			return err
+		}
+		messages := 2
+		if n%4 == 3 {
+			messages = 2 * pgstore.DefaultReserve
+		}
+		for left := 1; left < messages; left++ {
+			say("sent %s %d", peer.Address().SignalAddress(), left)
+			if _, err := ours.Send(ctx, []types.JID{peer.Address()}, []byte("message")); err != nil {
+				return err
+			}
+		}
+	}
+}
+
 // TestKilledProcess is the process that is killed; alone it does nothing.
 func TestKilledProcess(t *testing.T) {
 	dsn := os.Getenv(killDSN)
@@ -159,6 +184,9 @@ func TestKilledProcess(t *testing.T) {
 				}
 			}
 		}()
+	}
+	if !quiet && pgstore.SendMode(mode) != pgstore.WriteBehind {
+		go func() { say("failed %v", sendOnChains(d, say)) }()
 	}
 	for i := 0; !quiet; i++ { // what always waits
 		pre, err := d.PreKeys.GenOnePreKey(ctx)
@@ -212,13 +240,13 @@ func TestP3P5AfterAnyKillTheDatabaseHoldsAMomentThatWas(t *testing.T) {
 	jid := *pair(t, first.NewDevice()).ID
 	require.NoError(t, first.Close())
 	var start [writers]int // groups that the database held before the round
-	lost, done, oldest := 0, 0, time.Duration(0)
+	lost, done, chains, oldest := 0, 0, 0, time.Duration(0)
 	late := make(map[int]time.Duration) // how far a round exceeded the bound; now and then the machine itself stands still
 	for round := range rounds {
 		quiet := round%2 == 1
-		mode := []pgstore.SendMode{pgstore.Durable, pgstore.WriteBehind}[round/2%2]
-		if quiet {
-			mode = pgstore.WriteBehind
+		mode := []pgstore.SendMode{pgstore.Reserved, pgstore.Durable, pgstore.WriteBehind}[round/2%3]
+		if quiet && mode == pgstore.Durable {
+			mode = pgstore.Reserved // in which groups do not wait, since their sessions have no sending chain
 		}
 		said, killed := killOnce(t, dsn, mode, quiet)
 
@@ -238,6 +266,7 @@ func TestP3P5AfterAnyKillTheDatabaseHoldsAMomentThatWas(t *testing.T) {
 			}
 		}
 		ended := start
+		sent := make(map[string]int) // counters of chains
 		for _, line := range said {
 			var g killGroup
 			switch what, rest, _ := strings.Cut(line, " "); what {
@@ -264,6 +293,12 @@ func TestP3P5AfterAnyKillTheDatabaseHoldsAMomentThatWas(t *testing.T) {
 					}
 					require.False(t, g.waits() && mode == pgstore.Durable, "round %d: a send that returned is missing", round)
 				}
+			case "sent":
+				var address string
+				var n int
+				_, err := fmt.Sscan(rest, &address, &n)
+				require.NoError(t, err)
+				sent[address] = n
 			case "prekey":
 				id, err := strconv.ParseUint(rest, 10, 32)
 				require.NoError(t, err)
@@ -284,10 +319,18 @@ func TestP3P5AfterAnyKillTheDatabaseHoldsAMomentThatWas(t *testing.T) {
 				require.Fail(t, "a group failed", line)
 			}
 		}
+		for address, n := range sent {
+			session, err := d.Sessions.GetSession(ctx, address)
+			require.NoError(t, err)
+			require.NotNil(t, session, "round %d: a chain on which something left is missing", round)
+			require.GreaterOrEqual(t, rowJSON{Record: string(session)}.counter(t), uint64(n), "round %d: a message key comes back", round)
+		}
+		chains += len(sent)
 		require.NoError(t, c.Close())
 		start = held
 	}
 	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances`), "one pairing")
 	require.LessOrEqual(t, len(late), rounds/10, "groups that ended so long before the kill are missing: %v", late)
-	t.Logf("%d kills, %d groups, %d lost to the flush interval, the oldest %v before the kill", rounds, done, lost, oldest)
+	require.Positive(t, chains)
+	t.Logf("%d kills, %d groups, %d lost to the flush interval, the oldest %v before the kill, %d chains", rounds, done, lost, oldest, chains)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+	goosedb "github.com/pressly/goose/v3/database"
 )
 
 // schemaVersion is the newest migration that this version of the library knows. A migration's
@@ -116,13 +117,27 @@ func (c *Container) migrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, nil, goose.WithGoMigrations(steps...),
-		goose.WithTableName(c.cfg.Schema+".goose_version"), goose.WithLogger(goose.NopLogger()))
+	versions, err := goosedb.NewStore(goosedb.DialectPostgres, c.sql(`{schema}.goose_version`))
+	if err != nil {
+		return err
+	}
+	provider, err := goose.NewProvider(goose.DialectCustom, db, nil, goose.WithGoMigrations(steps...),
+		goose.WithStore(versionTable{versions}), goose.WithLogger(goose.NopLogger()))
 	if err != nil {
 		return err
 	}
 	_, err = provider.Up(ctx)
 	return err
+}
+
+// versionTable is where goose notes what it has done. Its name is quoted, since a schema may be called select, and goose would look for a table
+// whose name has the quotes in it.
+type versionTable struct{ goosedb.Store }
+
+// TableExists is what goose asks before it makes the table.
+func (v versionTable) TableExists(ctx context.Context, db goosedb.DBTxConn) (exists bool, err error) {
+	err = db.QueryRowContext(ctx, `SELECT to_regclass('`+v.Tablename()+`') IS NOT NULL`).Scan(&exists)
+	return exists, err
 }
 
 // migrations are the embedded files, 00001_name.sql and so on, with the schema's name filled in.

@@ -42,6 +42,9 @@ func (c *Container) stopped(in *instance, err error) {
 // uses its store, so a program that connects such devices takes them first: else the login cuts off the present owner before
 // its writes are refused, and what that one had not saved is lost. The error is as of GetDevice; [ErrDeviceDeleted] if there is none.
 func (c *Container) Take(ctx context.Context, d *store.Device) error {
+	if d == nil {
+		return invalid("device is nil")
+	}
 	s, ok := d.Sessions.(*deviceStore)
 	if !ok || s.c != c {
 		return fmt.Errorf("%w: device is not of this container, or not saved", ErrInvalidInput)
@@ -89,8 +92,11 @@ func (c *Container) findLost(ctx context.Context) error {
 }
 
 // InstanceID is the name of the instance that a device belongs to, as Release and [Event] know it: the user's own, or the JID.
-// It is empty for a device that has none yet.
+// It is empty for a device that has none yet, and for nil.
 func InstanceID(d *store.Device) string {
+	if d == nil {
+		return ""
+	}
 	if _, named := d.Container.(*binding); !named && d.ID == nil {
 		return ""
 	}

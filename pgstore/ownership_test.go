@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
@@ -389,4 +390,53 @@ func TestP6ProcessesShareTheInstancesAsTheyComeAndGo(t *testing.T) {
 	fourth.stop()
 	require.NoError(t, fourth.c.Close())
 	f.settles(10, 10)
+}
+
+// A device that this process took and has not used yet is no reason to take its instance back when another process has it, or it was released.
+func TestP6ADeviceThatWasNeverUsedTakesNothingBack(t *testing.T) {
+	t.Parallel()
+	for name, get := range map[string]func(c *pgstore.Container, jid types.JID) (*store.Device, error){
+		"GetDevice": func(c *pgstore.Container, jid types.JID) (*store.Device, error) { return c.GetDevice(ctx, jid) },
+		"Instance":  func(c *pgstore.Container, jid types.JID) (*store.Device, error) { return c.Instance(ctx, jid.String()) },
+		"Claim": func(c *pgstore.Container, _ types.JID) (*store.Device, error) {
+			claimed, err := c.Claim(ctx, 1)
+			if err != nil || len(claimed) != 1 {
+				return nil, fmt.Errorf("claimed %d: %w", len(claimed), err)
+			}
+			return claimed[0], nil
+		},
+		"pairing": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			stopped := make(chan pgstore.Stop, 1)
+			c, dsn := open(t, func(cfg *pgstore.Config) { cfg.Lease, cfg.OnStop = time.Second, func(s pgstore.Stop) { stopped <- s } })
+			d := pair(t, c.NewDevice())
+			take := func() {
+				if get == nil {
+					d = pair(t, c.NewDevice())
+					return
+				}
+				require.NoError(t, c.Release(ctx, d.ID.String()))
+				var err error
+				d, err = get(c, *d.ID)
+				require.NoError(t, err)
+			}
+			write := func(d *store.Device) error { return d.Identities.PutIdentity(ctx, "1:0", [32]byte{1}) }
+
+			take()
+			require.NoError(t, c.Release(ctx, d.ID.String()))
+			require.ErrorIs(t, write(d), pgstore.ErrReleased)
+
+			take()
+			other := reopen(t, dsn)
+			its, err := other.GetDevice(ctx, *d.ID)
+			require.NoError(t, err)
+			require.Equal(t, d.ID.String(), (<-stopped).Instance)
+			require.ErrorIs(t, write(d), pgstore.ErrOwnershipLost)
+			require.ErrorIs(t, d.Save(ctx), pgstore.ErrOwnershipLost)
+			require.NoError(t, write(its))
+			require.NoError(t, other.Flush(ctx))
+		})
+	}
 }

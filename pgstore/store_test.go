@@ -327,25 +327,6 @@ func TestMigratePNToLID(t *testing.T) {
 	require.True(t, kept)
 }
 
-func TestManyProcessesMigrateAtOnce(t *testing.T) {
-	t.Parallel()
-	dsn := pgtest.Open(t) // nothing is there yet
-	var wg sync.WaitGroup
-	errs := make([]error, 10)
-	for i := range errs {
-		wg.Go(func() {
-			c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn})
-			if err == nil {
-				err = c.Close()
-			}
-			errs[i] = err
-		})
-	}
-	wg.Wait()
-	require.NoError(t, errors.Join(errs...))
-	require.True(t, scalar[bool](t, dsn, `SELECT count(*) = max(version) FROM whatsmeow.schema_info`), "each migration ran once")
-}
-
 func TestSchemaNewerThanTheLibrary(t *testing.T) {
 	t.Parallel()
 	c, dsn := open(t)

@@ -58,6 +58,7 @@ func startContainer(ctx context.Context, port int, volume string) (*Server, test
 			Image:        image,
 			ExposedPorts: []string{"5432/tcp"},
 			Mounts:       mounts,
+			Tmpfs:        map[string]string{smallDisk: "size=32m"},
 			ConfigModifier: func(config *container.Config) {
 				config.StopSignal = "SIGINT" // PostgreSQL does not wait for its clients then
 			},
@@ -142,6 +143,16 @@ func stopAndStart(running testcontainers.Container, patience time.Duration) erro
 	return errors.Join(running.Stop(context.Background(), &patience), running.Start(context.Background()))
 }
 
+// smallDisk is where a container has a disk that is soon full.
+const smallDisk = "/small"
+
+// SmallTablespace makes a tablespace on a disk of 32 MB, and returns its name. It does not outlive a Restart, Kill or Replace.
+func (c *Container) SmallTablespace() string {
+	c.t.Helper()
+	c.run("mkdir " + smallDisk + "/data && chown postgres " + smallDisk + "/data && psql --command=\"CREATE TABLESPACE small LOCATION '" + smallDisk + "/data'\"")
+	return "small"
+}
+
 const dumpFile = "/tmp/dump"
 
 // Dump is what pg_dump makes of the database.
@@ -170,7 +181,7 @@ func (c *Container) Restore(dump []byte) {
 
 func (c *Container) run(command string) {
 	c.t.Helper()
-	code, out, err := c.running.Exec(context.Background(), []string{"sh", "-c", "PGHOST=127.0.0.1 PGUSER=postgres PGPASSWORD=test " + command})
+	code, out, err := c.running.Exec(context.Background(), []string{"sh", "-c", "export PGHOST=127.0.0.1 PGUSER=postgres PGPASSWORD=test; " + command})
 	if err != nil {
 		c.t.Fatal(err)
 	}

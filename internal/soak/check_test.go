@@ -1,7 +1,6 @@
 package soak
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -19,7 +18,7 @@ func (r *resident) check(ctx context.Context) error {
 // checkAll compares all of it.
 func (r *resident) checkAll(ctx context.Context) error {
 	for i := range 16 {
-		at := func(from string) string { return string(from[i%len(from)]) }
+		at := func(from string) string { return called(string(from[i%len(from)])) }
 		if err := r.compare(ctx, at("abcdef")+":1", at("ghi"), at("ABCDEFGHIJKLMNOP"), at("123456789"), at("0123456789"), at("xyz")); err != nil {
 			return err
 		}
@@ -36,27 +35,27 @@ func (r *resident) compare(ctx context.Context, address, group, id, who, index, 
 	d, m := r.device, r.model
 	session, err := d.Sessions.GetSession(ctx, address)
 	if err = same(m.sessions[address], string(session), err); err != nil {
-		return fmt.Errorf("session %s: %w", address, err)
+		return fmt.Errorf("session %.20q: %w", address, err)
 	}
 	key, err := d.SenderKeys.GetSenderKey(ctx, group, "somebody:0")
 	if err = same(m.senderKeys[group], string(key), err); err != nil {
-		return fmt.Errorf("sender key of %s: %w", group, err)
+		return fmt.Errorf("sender key of %.20q: %w", group, err)
 	}
 	secret, _, err := d.MsgSecrets.GetMessageSecret(ctx, *d.ID, *d.ID, id)
 	if err = same(m.secrets[id], string(secret), err); err != nil {
-		return fmt.Errorf("secret of %s: %w", id, err)
+		return fmt.Errorf("secret of %.20q: %w", id, err)
 	}
 	_, plaintext, err := d.EventBuffer.GetOutgoingEvent(ctx, d.ID.ToNonAD(), types.EmptyJID, id)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = nil
 	}
 	if err = same(m.outgoing[id], string(plaintext), err); err != nil {
-		return fmt.Errorf("outgoing event %s: %w", id, err)
+		return fmt.Errorf("outgoing event %.20q: %w", id, err)
 	}
 	jid := types.NewJID(who, types.DefaultUserServer)
 	contact, err := d.Contacts.GetContact(ctx, jid)
 	if err = same(m.names[who], contact.PushName, err); err != nil {
-		return fmt.Errorf("name of %s: %w", who, err)
+		return fmt.Errorf("name of %.20q: %w", who, err)
 	}
 	token, err := d.PrivacyTokens.GetPrivacyToken(ctx, jid)
 	got := ""
@@ -64,15 +63,15 @@ func (r *resident) compare(ctx context.Context, address, group, id, who, index, 
 		got = string(token.Token)
 	}
 	if err = same(m.tokens[who], got, err); err != nil {
-		return fmt.Errorf("token of %s: %w", who, err)
+		return fmt.Errorf("token of %.20q: %w", who, err)
 	}
 	version, _, err := d.AppState.GetAppStateVersion(ctx, "regular")
 	if err != nil || version != m.version {
 		return fmt.Errorf("version %d, want %d: %w", version, m.version, err)
 	}
-	mac, err := d.AppState.GetAppStateMutationMAC(ctx, "regular", bytes.Repeat([]byte(index), 32))
+	mac, err := d.AppState.GetAppStateMutationMAC(ctx, "regular", macIndex(index))
 	if err = same(m.macs[index], string(mac), err); err != nil {
-		return fmt.Errorf("MAC of %s: %w", index, err)
+		return fmt.Errorf("MAC of %.20q: %w", index, err)
 	}
 	if err = r.compareAppStateKeys(ctx, syncKey); err != nil {
 		return err
@@ -100,7 +99,7 @@ func (r *resident) compareAppStateKeys(ctx context.Context, id string) error {
 		err = fmt.Errorf("timestamp %d, want %d", got.Timestamp, r.model.syncKeyTimes[id])
 	}
 	if err != nil {
-		return fmt.Errorf("sync key %s: %w", id, err)
+		return fmt.Errorf("sync key %.20q: %w", id, err)
 	}
 	all, err := r.device.AppStateKeys.GetAllAppStateSyncKeys(ctx)
 	if err != nil || len(all) != len(r.model.syncKeys) {

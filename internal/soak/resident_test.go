@@ -79,6 +79,8 @@ var steps = []step{
 	{"pre-key", preKey},
 	{"LID", lidPair},
 	{"look", look},
+	{"megabyte", megabyte},
+	{"mistake", mistake},
 	{"read", func(ctx context.Context, _ *pgstore.Container, r *resident) error { return r.check(ctx) }},
 }
 
@@ -114,10 +116,6 @@ func (r *resident) comeBack(ctx context.Context, c *pgstore.Container) error {
 	return nil
 }
 
-func (r *resident) text() string { return fmt.Sprint(r.rng.Uint64()) }
-
-func (r *resident) pick(from string) string { return string(from[r.rng.IntN(len(from))]) }
-
 func receive(ctx context.Context, _ *pgstore.Container, r *resident) error {
 	want := r.text()
 	sent, err := r.theirs.Send(ctx, []types.JID{r.ours.Address()}, []byte(want))
@@ -136,13 +134,6 @@ func send(ctx context.Context, _ *pgstore.Container, r *resident) error {
 	}
 	got, err := r.theirs.Receive(ctx, r.ours.Address(), sent[r.theirs.Address()])
 	return same(want, string(got), err)
-}
-
-func same(want, got string, err error) error {
-	if err == nil && want != got {
-		err = fmt.Errorf("want %q, got %q", want, got)
-	}
-	return err
 }
 
 func sessions(ctx context.Context, _ *pgstore.Container, r *resident) error {
@@ -193,7 +184,7 @@ func secret(ctx context.Context, _ *pgstore.Container, r *resident) error {
 func name(ctx context.Context, _ *pgstore.Container, r *resident) error {
 	who := r.pick("123456789")
 	was := r.model.names[who]
-	r.model.names[who] = r.text() + "\x00\xff"
+	r.model.names[who] = r.text()
 	changed, previous, err := r.device.Contacts.PutPushName(ctx, types.NewJID(who, types.DefaultUserServer), r.model.names[who])
 	if err == nil && (!changed || previous != was) {
 		err = fmt.Errorf("changed is %t, previous %q, want %q", changed, previous, was)
@@ -313,11 +304,13 @@ func (m model) clone() model {
 	return m
 }
 
+// macIndex has the length that it has to have.
+func macIndex(name string) []byte { return bytes.Repeat([]byte(name[:1]), 32) }
+
 // patch is an app-state patch in its three calls.
 func patch(ctx context.Context, _ *pgstore.Container, r *resident) error {
 	r.model.version++
 	gone, put := r.pick("0123456789"), r.pick("0123456789")
-	mac := func(s string) []byte { return bytes.Repeat([]byte(s[:1]), 32) }
 	delete(r.model.macs, gone)
 	value := [32]byte{}
 	binary.BigEndian.PutUint64(value[:], r.rng.Uint64())
@@ -325,10 +318,10 @@ func patch(ctx context.Context, _ *pgstore.Container, r *resident) error {
 	if err := r.device.AppState.PutAppStateVersion(ctx, "regular", r.model.version, [128]byte{byte(r.model.version)}); err != nil {
 		return err
 	}
-	if err := r.device.AppState.DeleteAppStateMutationMACs(ctx, "regular", [][]byte{mac(gone)}); err != nil {
+	if err := r.device.AppState.DeleteAppStateMutationMACs(ctx, "regular", [][]byte{macIndex(gone)}); err != nil {
 		return err
 	}
-	return r.device.AppState.PutAppStateMutationMACs(ctx, "regular", r.model.version, []store.AppStateMutationMAC{{IndexMAC: mac(put), ValueMAC: value[:]}})
+	return r.device.AppState.PutAppStateMutationMACs(ctx, "regular", r.model.version, []store.AppStateMutationMAC{{IndexMAC: macIndex(put), ValueMAC: value[:]}})
 }
 
 func preKey(ctx context.Context, _ *pgstore.Container, r *resident) error {

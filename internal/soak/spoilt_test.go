@@ -1,7 +1,6 @@
 package soak
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"maps"
@@ -19,6 +18,11 @@ type spoilable struct {
 	keyType string
 	known   map[string]string        // what is put under which name
 	id      func(name string) string // the row's key_id
+}
+
+// names are those of rows that can be told in SQL.
+func (s spoilable) names() []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(s.known)), func(name string) bool { return !ordinary(name) })
 }
 
 func (r *resident) spoilable() []spoilable {
@@ -39,7 +43,7 @@ func (r *resident) spoilable() []spoilable {
 		{"sender_key", r.model.senderKeys, func(group string) string { return "somebody:0|" + group }},
 		{"pre_key", preKeys, as},
 		{"app_state_key", r.model.syncKeys, binary},
-		{"app_state_mac", r.model.macs, func(index string) string { return "regular|" + binary(string(bytes.Repeat([]byte(index), 32))) }},
+		{"app_state_mac", r.model.macs, func(index string) string { return "regular|" + binary(string(macIndex(index))) }},
 		{"contact", r.model.names, person},
 		{"message_secret", r.model.secrets, func(id string) string { return us + "|" + us + "|" + id }},
 		{"privacy_token", r.model.tokens, person},
@@ -65,12 +69,12 @@ func (r *resident) lose(s spoilable, name string) {
 // spoil spoils a row that the model knows, of a random type, and lets the model forget it. It returns the row's key, or nil if there is none.
 func (r *resident) spoil(t testing.TB, b *badDays) (row []any) {
 	t.Helper()
-	there := slices.DeleteFunc(r.spoilable(), func(s spoilable) bool { return len(s.known) == 0 })
+	there := slices.DeleteFunc(r.spoilable(), func(s spoilable) bool { return len(s.names()) == 0 })
 	if len(there) == 0 {
 		return nil
 	}
 	s := there[b.rng.IntN(len(there))]
-	names := slices.Sorted(maps.Keys(s.known))
+	names := s.names()
 	name := names[b.rng.IntN(len(names))]
 	row = []any{r.device.ID.String(), s.keyType, s.id(name)}
 	var spoilt int

@@ -47,7 +47,7 @@ func missTable(t testing.TB, b *badDays) {
 	stopAndComeBack(t, b, b.processes, `ALTER TABLE whatsmeow.auth_keys RENAME TO gone`, `ALTER TABLE whatsmeow.gone RENAME TO auth_keys`)
 }
 
-// moments are what an instance held after each of its steps, as far as it has to be known.
+// moments are what an instance held after each of its steps, as far as it has to be known; the last step was refused.
 type moments struct {
 	held []*resident
 	kept int // the first one that the database may hold
@@ -135,12 +135,14 @@ func (p *process) together(do func(context.Context, *resident) error) error {
 	return errors.Join(errs...)
 }
 
-// stepUntilRefused takes steps of which the model alone knows the outcome, and notes what the instance holds after each.
+// stepUntilRefused takes steps of which the model alone knows the outcome, and notes what the instance holds after each; also after the one that is
+// refused, since a flush whose answer was lost may have been committed before the next attempt is refused.
 func (r *resident) stepUntilRefused(ctx context.Context, p *process, m *moments) error {
 	for {
 		m.held = append(m.held, r.moment())
 		what, err := r.childStep(ctx)
 		if err != nil {
+			m.held = append(m.held, r.moment())
 			return err
 		}
 		if what == acknowledged && p.config.DurableAcks {
@@ -172,7 +174,7 @@ func (p *process) rewind(t testing.TB, lived map[*resident]*moments) (lost []str
 			err := held.checkAll(ctx)
 			if err == nil {
 				r.model, r.events = held.model, held.events
-				if n < last {
+				if n < last-1 {
 					mu.Lock()
 					defer mu.Unlock()
 					lost = append(lost, r.device.ID.String())

@@ -59,7 +59,7 @@ func TestDifferential(t *testing.T) {
 
 func TestP7AContextThatEndsInTheMiddleOfACallLosesNothing(t *testing.T) {
 	t.Parallel()
-	for mode, sends := range map[string]pgstore.SendMode{"Durable": pgstore.Durable, "WriteBehind": pgstore.WriteBehind} {
+	for mode, sends := range map[string]pgstore.SendMode{"Reserved": pgstore.Reserved, "Durable": pgstore.Durable, "WriteBehind": pgstore.WriteBehind} {
 		for memory, budget := range map[string]int64{"resident": 0, "evicting": 1} {
 			t.Run(mode+" "+memory, func(t *testing.T) {
 				t.Parallel()

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
@@ -37,7 +38,10 @@ func Open(path string) (*File, error) {
 	case err != nil:
 		return nil, fmt.Errorf("filewitness: %w", err)
 	}
-	if err = json.Unmarshal(data, &f.marks); err != nil {
+	if err = json.Unmarshal(data, &f.marks); err == nil && f.marks == nil { // null, which Save does not write
+		err = errors.New("holds no marks")
+	}
+	if err != nil {
 		return nil, fmt.Errorf("filewitness: %s: %w", path, err)
 	}
 	return f, nil
@@ -50,10 +54,16 @@ func (f *File) Load(_ context.Context, instance string) (pgstore.Mark, error) {
 	return f.marks[instance], nil
 }
 
-// Save implements [pgstore.Witness]. The file is replaced as a whole, so that a crash leaves the old one or the new one.
+// Save implements [pgstore.Witness]. The file is replaced as a whole, so that a crash leaves the old one or the new one. The name of an instance is
+// UTF-8, as in pgstore: JSON would keep another one as a name that is not its own.
 func (f *File) Save(_ context.Context, marks map[string]pgstore.Mark) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for name := range marks {
+		if !utf8.ValidString(name) {
+			return fmt.Errorf("filewitness: instance %q is not UTF-8", name)
+		}
+	}
 	next := maps.Clone(f.marks)
 	maps.Copy(next, marks)
 	data, err := json.Marshal(next)
