@@ -140,13 +140,13 @@ func (p *Patroni) members() []member {
 	return nil
 }
 
-// await waits until the nodes are so, and returns them.
-func (p *Patroni) await(what string, so func([]member) bool) []member {
+// await waits until the nodes are so.
+func (p *Patroni) await(what string, so func([]member) bool) {
 	p.t.Helper()
 	for deadline := time.Now().Add(2 * clusterPatience); ; time.Sleep(100 * time.Millisecond) {
 		members := p.members()
 		if so(members) {
-			return members
+			return
 		}
 		if time.Now().After(deadline) {
 			p.t.Fatalf("patroni: not %s: %+v", what, members)
