@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,18 +51,6 @@ func (tr *trail) open(level pgstore.AuditLevel) *pgstore.Container {
 	require.NoError(tr, err)
 	tr.Cleanup(func() { _ = c.Close() }) // or it was closed before
 	return c
-}
-
-// role makes a login role, and returns the DSN with it.
-func (tr *trail) role() (name, asRole string) {
-	tr.Helper()
-	name = "role_" + signaltest.Number()
-	tr.exec("CREATE ROLE " + name + " LOGIN PASSWORD 'role'")
-	tr.Cleanup(func() { tr.exec("DROP OWNED BY "+name, "DROP ROLE "+name) })
-	u, err := url.Parse(tr.dsn)
-	require.NoError(tr, err)
-	u.User = url.UserPassword(name, "role")
-	return name, u.String()
 }
 
 func (tr *trail) exec(statements ...string) {
@@ -244,39 +234,89 @@ func TestAuditIsAnchoredWhereItWasDropped(t *testing.T) {
 	}
 }
 
-// With a role of its own for what runs, that one can add to the trail and do nothing else to it.
-func TestAuditIsAppendOnlyForTheRoleThatRuns(t *testing.T) {
+// The grants of roles.sql: who runs can add to the trail and do nothing else to it, and who looks reads no key and writes nothing.
+func TestRolesCannotOverstep(t *testing.T) {
 	t.Parallel()
-	tr := newTrail(t, pgstore.AuditAll)
-	tr.write("1:0")
-	role, asRole := tr.role()
-	for _, s := range []string{
-		`GRANT USAGE ON SCHEMA whatsmeow TO %s`, `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA whatsmeow TO %s`, `GRANT USAGE ON ALL SEQUENCES IN SCHEMA whatsmeow TO %s`,
-		`REVOKE INSERT, UPDATE, DELETE ON whatsmeow.audit, whatsmeow.audit_keys, whatsmeow.audit_heads, whatsmeow.audit_anchors FROM %s`,
-	} {
-		tr.exec(fmt.Sprintf(s, role))
+	dsn := pgtest.Open(t)
+	admin, err := pgx.Connect(ctx, dsn)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, admin.Close(ctx)) }()
+	script, err := os.ReadFile("../roles.sql")
+	require.NoError(t, err)
+	names := make(map[string]string)
+	as := func(role string) string {
+		u, err := url.Parse(dsn)
+		require.NoError(t, err)
+		u.User = url.UserPassword(names[role], "role")
+		return u.String()
 	}
-	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: asRole, Audit: pgstore.AuditAll})
+	text := string(script)
+	for _, role := range []string{"migrate", "run", "read"} { // roles belong to all databases of a server
+		names[role] = "pgstore_" + role + "_" + signaltest.Number()
+		text = strings.ReplaceAll(text, "pgstore_"+role, names[role])
+	}
+	t.Cleanup(func() {
+		conn, err := pgx.Connect(ctx, dsn)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, conn.Close(ctx)) }()
+		for _, name := range names {
+			_, err = conn.Exec(ctx, "DROP OWNED BY "+name+" CASCADE")
+			require.NoError(t, err)
+			_, err = conn.Exec(ctx, "DROP ROLE "+name)
+			require.NoError(t, err)
+		}
+	})
+	once, afterwards, ok := strings.Cut(text, "-- After each migration.")
+	require.True(t, ok)
+	_, err = admin.Exec(ctx, once)
 	require.NoError(t, err)
-	d, err := c.GetDevice(ctx, *tr.d.ID)
+	for _, name := range names {
+		_, err = admin.Exec(ctx, "ALTER ROLE "+name+" PASSWORD 'role'")
+		require.NoError(t, err)
+	}
+	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: as("migrate")})
 	require.NoError(t, err)
-	require.NoError(t, d.Identities.PutIdentity(ctx, "2:0", [32]byte{1}))
 	require.NoError(t, c.Close())
-	require.Empty(t, tr.verify(audit.Options{}).Breaks)
-	require.Contains(t, tr.events(), "flushed")
+	owner, err := pgx.Connect(ctx, as("migrate"))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, owner.Close(ctx)) }()
+	_, err = owner.Exec(ctx, afterwards)
+	require.NoError(t, err)
 
-	conn, err := pgx.Connect(ctx, asRole)
+	c, err = pgstore.NewWithConfig(ctx, pgstore.Config{DSN: as("run"), SkipMigrations: true, Audit: pgstore.AuditAll})
 	require.NoError(t, err)
-	defer func() { require.NoError(t, conn.Close(ctx)) }()
-	for _, s := range []string{
+	d := c.NewDevice()
+	signaltest.FillPairing(d)
+	require.NoError(t, d.Save(ctx))
+	signaltest.Meet(t, signaltest.NewPeer(signaltest.NewMemoryPhone(new(pgstore.Container).NewDevice())), signaltest.NewPeer(d))
+	require.NoError(t, c.Flush(ctx))
+	require.NoError(t, c.Close())
+
+	trail := []string{
 		`INSERT INTO whatsmeow.audit SELECT * FROM whatsmeow.audit`, `UPDATE whatsmeow.audit SET detail = ''`, `DELETE FROM whatsmeow.audit`, `TRUNCATE whatsmeow.audit`,
-		`UPDATE whatsmeow.audit_keys SET op = ''`, `DELETE FROM whatsmeow.audit_keys`, `UPDATE whatsmeow.audit_heads SET n = 0`, `DELETE FROM whatsmeow.audit_anchors`,
+		`INSERT INTO whatsmeow.audit_keys SELECT * FROM whatsmeow.audit_keys`, `UPDATE whatsmeow.audit_keys SET op = ''`, `DELETE FROM whatsmeow.audit_keys`,
+		`UPDATE whatsmeow.audit_heads SET n = 0`, `DELETE FROM whatsmeow.audit_heads`, `DELETE FROM whatsmeow.audit_anchors`,
 		`DROP TABLE whatsmeow.audit_default`, `SELECT whatsmeow.audit_drop(now())`, `SELECT whatsmeow.audit_append('a', 'taken', 1, 1, '', '')`,
-		`ALTER TABLE whatsmeow.auth_keys DISABLE TRIGGER audit_outsider`, `SET session_replication_role = replica`,
-	} {
-		_, err = conn.Exec(ctx, s)
-		require.Error(t, err, s)
+		`ALTER TABLE whatsmeow.auth_keys DISABLE TRIGGER audit_outsider`, `DROP TRIGGER audit_outsider ON whatsmeow.auth_keys`, `SET session_replication_role = replica`,
+		`CREATE TABLE whatsmeow.mine ()`, `ALTER TABLE whatsmeow.auth_keys ADD COLUMN mine int`, `UPDATE whatsmeow.schema_info SET version = 0`,
 	}
-	_, err = audit.Verify(ctx, conn, audit.Options{})
-	require.NoError(t, err)
+	keys := []string{
+		`SELECT data FROM whatsmeow.auth_keys`, `SELECT data FROM whatsmeow.set_aside`, `UPDATE whatsmeow.auth_keys SET seq = 0`, `DELETE FROM whatsmeow.instances`,
+		`UPDATE whatsmeow.instances SET epoch = 0`, `SELECT whatsmeow.audit_flush('a', 1, 1, '{}', '{}', '{}', '{}')`, `SELECT whatsmeow.audit_note('a', 'imported', '')`,
+		`SELECT nextval('whatsmeow.epochs')`, `SELECT * FROM whatsmeow.lid_map`,
+	}
+	for role, forbidden := range map[string][]string{"run": trail, "read": slices.Concat(trail, keys)} {
+		conn, err := pgx.Connect(ctx, as(role))
+		require.NoError(t, err)
+		for _, s := range forbidden {
+			_, err = conn.Exec(ctx, s)
+			require.ErrorContains(t, err, "(SQLSTATE 42501)", "%s: %s", role, s)
+		}
+		report, err := audit.Verify(ctx, conn, audit.Options{})
+		require.NoError(t, err)
+		require.Empty(t, report.Breaks)
+		require.Empty(t, report.Outsiders)
+		require.Greater(t, report.Entries, int64(3))
+		require.NoError(t, conn.Close(ctx))
+	}
 }

@@ -158,6 +158,21 @@ END $$;
 CREATE TRIGGER audit_outsider AFTER INSERT OR UPDATE OR DELETE ON {schema}.auth_keys FOR EACH ROW
     WHEN (current_setting('pgstore.writer', true) IS DISTINCT FROM 'on' AND pg_trigger_depth() = 0) EXECUTE FUNCTION {schema}.audit_outsider();
 
+-- Keys whose row is not what the trail told of them last. It shows no value, so that who verifies needs no right to read one. A row that a flush wrote of
+-- which the trail does not tell the keys is newer: of that nothing is known, nor of one that is missing if there was such a flush since.
+CREATE FUNCTION {schema}.audit_differences(of text) RETURNS TABLE (n bigint, key_type text, key_id text, what text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+SELECT told.n, told.key_type, told.key_id,
+    CASE WHEN told.op = 'delete' THEN 'it was deleted, and is there' WHEN k.data IS NULL THEN 'its row is missing' ELSE 'its row is not what was written' END
+FROM (SELECT DISTINCT ON (w.key_type, w.key_id) w.*, a.seq FROM {schema}.audit_keys w
+    JOIN {schema}.audit a ON a.instance_id = w.instance_id AND a.n = w.n AND a.at = w.at
+    WHERE w.instance_id = of ORDER BY w.key_type, w.key_id, w.n DESC) AS told
+JOIN {schema}.instances i ON i.id = told.instance_id
+LEFT JOIN {schema}.auth_keys k ON k.instance_id = told.instance_id AND k.key_type = told.key_type AND k.key_id = told.key_id
+WHERE told.op <> 'put_if_absent' AND CASE WHEN k.data IS NULL
+    THEN told.op = 'put' AND i.seq - told.seq = (SELECT count(*) FROM {schema}.audit f WHERE f.instance_id = of AND f.event = 'flushed' AND f.seq > told.seq)
+    ELSE k.seq <= told.seq AND (told.op = 'delete' OR sha256(convert_to(k.data::text, 'UTF8')) <> told.sha256) END $$;
+
 -- Partitions are months. They are made ahead, by anybody, and dropped only by who owns them.
 CREATE FUNCTION {schema}.audit_partitions() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
