@@ -79,6 +79,17 @@ const (
 	RespectLease
 )
 
+// AuditLevel says what the audit trail tells.
+type AuditLevel int
+
+const (
+	// AuditLife tells of the life of each instance: pairing, credentials, deletion, who took it and let it go, databases that went back, and whatever
+	// somebody changes who is not the library. This is the default, and the least.
+	AuditLife AuditLevel = iota
+	// AuditAll tells of each flush, too, and of each key that it changed: its type, id and size, and the SHA-256 of its value.
+	AuditAll
+)
+
 // Config says how a [Container] works. The zero value of every field except DSN or Pool is
 // usable. It is copied: later changes have no effect.
 type Config struct {
@@ -172,6 +183,8 @@ type Config struct {
 	// HealRate is how many times per second a container lets clients fetch the bundles of devices whose sending chains were abandoned,
 	// so that they do not all ask at once after a failover; sends wait meanwhile. Defaults to [DefaultHealRate]; -1 means no limit.
 	HealRate float64
+	// Audit says what the audit trail tells; package audit verifies it. Defaults to [AuditLife].
+	Audit AuditLevel
 	// OutageWait is how long a write that an acknowledgement would let go for good (a sender
 	// key of somebody else, an app-state sync key, the NCT salt, a LID pair) waits for the database before it goes on from
 	// memory. Defaults to [DefaultOutageWait], also for 0.
@@ -250,6 +263,7 @@ func (cfg Config) validate() error {
 	fault(!text(cfg.Address).storable(), "Address must be UTF-8 without NUL")
 	fault(!text(cfg.Realm).storable(), "Realm must be UTF-8 without NUL")
 	fault(cfg.MaxInstances < 0, "MaxInstances is %d, must be positive", cfg.MaxInstances)
+	fault(cfg.Audit != AuditLife && cfg.Audit != AuditAll, "Audit is %d, must be AuditLife or AuditAll", cfg.Audit)
 	fault(cfg.HealRate < 0 && cfg.HealRate != -1, "HealRate is %v, must be positive or -1", cfg.HealRate)
 	for _, name := range cfg.SynchronousTypes {
 		_, known := typesByName[name]

@@ -170,6 +170,7 @@ func (c *Container) start(ctx context.Context) error {
 	}
 	c.background(c.keepLease)
 	c.background(c.keepInformed)
+	c.background(c.keepAudit)
 	if c.cfg.Witness != nil {
 		c.background(c.keepWitness)
 	}

@@ -506,7 +506,7 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 			_, err := tx.Exec(ctx, c.sql(`WITH i AS (
 					INSERT INTO {schema}.instances (id, jid, lid, epoch, clean_at_epoch, seq, owner, process, timeline, system)
 					SELECT $1, $2, $3, new.epoch, new.epoch, 1, $4, $6, db.timeline, db.system FROM `+database+`, (SELECT `+newEpoch+` AS epoch) AS new
-					RETURNING id, seq)
+					RETURNING id, seq, `+byLibrary+`)
 				INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq) SELECT id, 'creds', 'device', $5::jsonb, seq FROM i`),
 				pgx.QueryExecModeExec, id, keyID(d.ID.String()), keyID(d.LID.String()), c.cfg.Owner, data, c.process)
 			if err != nil {
@@ -591,7 +591,7 @@ func (c *Container) deleteDevice(ctx context.Context, d *store.Device, id string
 	}
 	err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		var deleted bool
-		err := c.pool.QueryRow(ctx, c.sql(`WITH gone AS (DELETE FROM {schema}.instances WHERE id = $1 AND epoch = $2 RETURNING id)
+		err := c.pool.QueryRow(ctx, c.sql(`WITH gone AS (DELETE FROM {schema}.instances WHERE id = $1 AND epoch = $2 RETURNING id, `+byLibrary+`)
 			SELECT EXISTS (SELECT FROM gone) FROM {schema}.instances WHERE id = $1`), pgx.QueryExecModeExec, id, in.epoch()).Scan(&deleted)
 		switch {
 		case errors.Is(err, pgx.ErrNoRows): // an earlier attempt was committed, and its answer was lost

@@ -24,6 +24,8 @@ import (
 //  3. Delete, upsert and insert them. A key occurs once per segment and a lane once per flush, so the three do not meet.
 //     What is inserted gives way to a row that is there (message secrets), unless that has nothing to be read.
 //
+// With [AuditAll] each lane's writes go into the audit trail, in the same transaction.
+//
 // Lanes and keys are sorted, so that two flushes lock rows in one order. What is reported as durable
 // is on disk, also in a database that commits asynchronously by default.
 const flushStatement = `
@@ -32,9 +34,9 @@ WITH lane AS (
     FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline)
     WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq
       AND l.timeline = substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
-    RETURNING i.id, i.seq
+    RETURNING i.id, i.epoch, i.seq, ` + byLibrary + `
 ), op AS (
-    SELECT lane.id, lane.seq, o.key_type, o.key_id, o.op, o.data
+    SELECT lane.id, lane.epoch, lane.seq, o.key_type, o.key_id, o.op, o.data
     FROM unnest($5::text[], $6::text[], $7::text[], $8::smallint[], $9::text[]) AS o (instance_id, key_type, key_id, op, data)
     JOIN lane ON lane.id = o.instance_id
 ), removed AS (
@@ -49,8 +51,8 @@ WITH lane AS (
     SELECT id, key_type, key_id, data::jsonb, seq FROM op WHERE op = 1
     ON CONFLICT (instance_id, key_type, key_id) DO UPDATE SET data = excluded.data, seq = excluded.seq, updated_at = now()
     WHERE jsonb_typeof(k.data->'secret') IS DISTINCT FROM 'string'
-)
-SELECT id, ` + durably + `
+){audited}
+SELECT id, ` + durably + `{audits}
 FROM lane`
 
 // flush is the batcher's flush function:

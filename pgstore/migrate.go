@@ -19,7 +19,7 @@ import (
 
 // schemaVersion is the newest migration that this version of the library knows. A migration's
 // row in schema_info says from which library schema version on the migrated schema may be used.
-const schemaVersion = 4
+const schemaVersion = 5
 
 //go:embed migrations/*.sql
 var migrationFiles embed.FS
@@ -173,5 +173,9 @@ func (cfg Config) filler() *strings.Replacer {
 	if cfg.SynchronousCommit != "" {
 		durable = "'" + cfg.SynchronousCommit + "'"
 	}
-	return strings.NewReplacer("{schema}", `"`+cfg.Schema+`"`, "{durable}", durable)
+	audited, audits := "", ""
+	if cfg.Audit == AuditAll {
+		audited, audits = strings.ReplaceAll(auditedSegments, "{schema}", `"`+cfg.Schema+`"`), ` || (SELECT count(n) FROM audited)`
+	}
+	return strings.NewReplacer("{schema}", `"`+cfg.Schema+`"`, "{durable}", durable, "{audited}", audited, "{audits}", audits)
 }

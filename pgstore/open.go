@@ -308,9 +308,10 @@ func (c *Container) moveAside(ctx context.Context, in *instance, row corruptRow)
 	c.cfg.Logger.Error("pgstore: stored row cannot be read, set aside", "instance", in.id, "key_type", typeName(row.key.Type))
 	_, err := c.pool.Exec(ctx, c.sql(`WITH gone AS (
 			DELETE FROM {schema}.auth_keys k USING {schema}.instances i
-			WHERE i.id = $1 AND i.epoch = $2 AND k.instance_id = i.id AND k.key_type = $3 AND k.key_id = $4 AND k.data::text = $5 RETURNING k.*)
-		INSERT INTO {schema}.set_aside (instance_id, key_type, key_id, data, reason)
-		SELECT instance_id, key_type, key_id, data, 'does not parse' FROM gone`),
+			WHERE i.id = $1 AND i.epoch = $2 AND k.instance_id = i.id AND k.key_type = $3 AND k.key_id = $4 AND k.data::text = $5 RETURNING k.*, `+byLibrary+`),
+		aside AS (INSERT INTO {schema}.set_aside (instance_id, key_type, key_id, data, reason)
+			SELECT instance_id, key_type, key_id, data, 'does not parse' FROM gone RETURNING instance_id, key_type)
+		SELECT {schema}.audit_note(instance_id, 'set_aside', key_type) FROM aside`),
 		pgx.QueryExecModeExec, in.id, in.epoch(), typeName(row.key.Type), row.key.ID, string(row.data))
 	return err
 }
