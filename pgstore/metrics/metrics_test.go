@@ -395,3 +395,20 @@ func TestP12MetricsAreWellNamedAndNameNoInstance(t *testing.T) {
 	require.Contains(t, text(), d.ID.String())
 	require.Positive(t, w.value("pgstore_wait_duration_seconds", "once", d.ID.String()))
 }
+
+// seriesOf are the names and the values of the labels of all series that a collector has.
+func seriesOf(t *testing.T, c prometheus.Collector) (names, values []string) {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	require.NoError(t, registry.Register(c))
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			for _, l := range m.GetLabel() {
+				names, values = append(names, l.GetName()), append(values, l.GetValue())
+			}
+		}
+	}
+	return names, values
+}
