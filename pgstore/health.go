@@ -60,16 +60,13 @@ const (
 	ReasonClockSkew       ReasonCode = "clock_skew"       // this machine's clock and the database's differ
 )
 
-// unready says whether a reason makes a container unready; dead, whether it does more.
-func (r ReasonCode) unready() bool {
-	switch r {
-	case ReasonBacklogHigh, ReasonBacklogOld, ReasonInstanceStopped, ReasonClockSkew:
-		return false
-	}
-	return true
+// Unready says whether a reason makes a container unready; the others are warnings.
+func (r ReasonCode) Unready() bool {
+	return !slices.Contains([]ReasonCode{ReasonBacklogHigh, ReasonBacklogOld, ReasonInstanceStopped, ReasonClockSkew}, r)
 }
 
-func (r ReasonCode) dead() bool { return r == ReasonClosed || r == ReasonStuck }
+// Dead says whether only a restart helps.
+func (r ReasonCode) Dead() bool { return r == ReasonClosed || r == ReasonStuck }
 
 const (
 	healthTimeout = 2 * time.Second  // of asking the database
@@ -123,8 +120,8 @@ func (c *Container) Liveness() Health {
 
 func (h *Health) add(code ReasonCode, text string) {
 	h.Reasons = append(h.Reasons, Reason{code, text})
-	h.Ready = h.Ready && !code.unready()
-	h.Live = h.Live && !code.dead()
+	h.Ready = h.Ready && !code.Unready()
+	h.Live = h.Live && !code.Dead()
 }
 
 // backlogHealth looks at what is pending.
