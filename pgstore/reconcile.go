@@ -78,7 +78,7 @@ func (in *instance) putRecords(ctx context.Context, wait patience, from source, 
 		return all.wait
 	})
 	if err == nil && all.wait >= patienceDurable && from.by != writerMigration && in.era.Load() != era {
-		err = ErrMessageKeyUsed // while it waited, all chains were given up: somebody else may have used its key
+		err = in.failed(ErrMessageKeyUsed) // while it waited, all chains were given up: somebody else may have used its key
 	}
 	return in.counted(&all, err)
 }

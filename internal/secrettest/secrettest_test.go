@@ -19,7 +19,7 @@ func TestTheSearchFinds(t *testing.T) {
 	s := new(secrettest.Secrets)
 	s.Add("x", raw)
 	for name, text := range map[string]string{
-		"raw": string(raw), "hex": hex.EncodeToString(raw), "%X": fmt.Sprintf("%X", raw), "%v": fmt.Sprint(raw), "%#v": fmt.Sprintf("%q", raw),
+		"raw": string(raw), "hex": hex.EncodeToString(raw), "%X": fmt.Sprintf("%X", raw), "%v": fmt.Sprintf("%d", raw), "%#v": fmt.Sprintf("%q", raw),
 		"base64": base64.StdEncoding.EncodeToString(raw), "url": base64.URLEncoding.EncodeToString(raw), "json": string(must(json.Marshal(raw))),
 		"in the midst":  base64.StdEncoding.EncodeToString([]byte("a" + string(raw) + "bc")),
 		"in the midst2": base64.RawURLEncoding.EncodeToString([]byte("ab" + string(raw) + "c")),

@@ -198,7 +198,8 @@ func TestAnOldBacklogIsAWarning(t *testing.T) {
 
 func TestAnInstanceThatStoppedIsAWarningUnlessSomebodyElseHasIt(t *testing.T) {
 	t.Parallel()
-	p := probe(t)
+	stopped := make(chan pgstore.Stop, 2)
+	p := probe(t, func(cfg *pgstore.Config) { cfg.OnStop = func(s pgstore.Stop) { stopped <- s } })
 	require.NoError(t, p.writes(0, 1))
 	d, err := p.GetFirstDevice(ctx)
 	require.NoError(t, err)
@@ -207,7 +208,7 @@ func TestAnInstanceThatStoppedIsAWarningUnlessSomebodyElseHasIt(t *testing.T) {
 	_, err = other.GetDevice(ctx, *d.ID)
 	require.NoError(t, err)
 	require.NoError(t, names(d.Contacts.PutPushName, 1, 2))
-	require.ErrorIs(t, p.Flush(ctx), pgstore.ErrOwnershipLost)
+	require.ErrorIs(t, (<-stopped).Err, pgstore.ErrOwnershipLost)
 	p.says(true, "")
 	require.NoError(t, other.Close())
 
@@ -215,7 +216,7 @@ func TestAnInstanceThatStoppedIsAWarningUnlessSomebodyElseHasIt(t *testing.T) {
 	require.NoError(t, p.Flush(ctx))
 	p.sql(`ALTER TABLE whatsmeow.auth_keys ADD CONSTRAINT no CHECK (key_type <> 'contact') NOT VALID`)
 	require.NoError(t, p.writes(3, 4))
-	require.ErrorIs(t, p.Flush(ctx), pgstore.ErrRefused)
+	require.ErrorIs(t, (<-stopped).Err, pgstore.ErrRefused)
 	p.says(true, pgstore.ReasonInstanceStopped)
 	_, b := ask(t, health.Ready(p.Container))
 	require.NotContains(t, fmt.Sprint(b), d.ID.User, "the name of an instance")

@@ -49,7 +49,7 @@ func New(opts ...Option) *Tracer {
 		option(&o)
 	}
 	return &Tracer{
-		inner:  otelpgx.NewTracer(otelpgx.WithTracerProvider(o.provider), otelpgx.WithTrimSQLInSpanName()),
+		inner:  otelpgx.NewTracer(otelpgx.WithTracerProvider(o.provider)),
 		tracer: o.provider.Tracer("github.com/wataki/whatsmeow-pgstore/pgstore/tracing"),
 	}
 }

@@ -3,7 +3,6 @@ package tracing_test
 import (
 	"context"
 	"fmt"
-	"log"
 	"slices"
 	"strings"
 	"testing"
@@ -26,36 +25,6 @@ import (
 )
 
 var ctx = context.Background()
-
-func ExampleNew() {
-	dsn, drop, err := pgtest.Database() // postgres://…
-	if err != nil {
-		log.Panic(err)
-	}
-	defer drop(ctx)
-	spans := tracetest.NewInMemoryExporter() // or one that sends them
-	provider := trace.NewTracerProvider(trace.WithSyncer(spans))
-	defer provider.Shutdown(ctx)
-
-	cfg, err := pgxpool.ParseConfig(dsn)
-	if err != nil {
-		log.Panic(err)
-	}
-	cfg.ConnConfig.Tracer = tracing.New(tracing.WithTracerProvider(provider))
-	pool, err := pgxpool.NewWithConfig(ctx, cfg)
-	if err != nil {
-		log.Panic(err)
-	}
-	defer pool.Close() // after the container
-	store, err := pgstore.NewWithConfig(ctx, pgstore.Config{Pool: pool})
-	if err != nil {
-		log.Panic(err)
-	}
-	defer store.Close()
-
-	fmt.Println(len(spans.GetSpans()) > 0)
-	// Output: true
-}
 
 // traced is a container whose statements are traced.
 func traced(t *testing.T, dsn string, tracer func(*trace.TracerProvider) pgx.QueryTracer) (*pgstore.Container, *tracetest.InMemoryExporter) {
