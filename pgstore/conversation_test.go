@@ -75,8 +75,9 @@ type clientLog struct {
 	to *lockedBuffer
 }
 
-func (l clientLog) Warnf(format string, args ...any)  { fmt.Fprintf(l.to, format+"\n", args...) }
-func (l clientLog) Errorf(format string, args ...any) { fmt.Fprintf(l.to, format+"\n", args...) }
+func (l clientLog) Warnf(format string, args ...any) { _, _ = fmt.Fprintf(l.to, format+"\n", args...) }
+
+func (l clientLog) Errorf(format string, args ...any) { _, _ = fmt.Fprintf(l.to, format+"\n", args...) }
 func (l clientLog) Sub(string) waLog.Logger           { return l }
 
 // Somebody pairs, talks with people and in a group, loses the database, races with himself, finds rows that cannot be read and a database that went

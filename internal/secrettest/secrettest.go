@@ -83,7 +83,7 @@ func (s *Secrets) Add(kind string, raw []byte) {
 		return
 	}
 	s.values[string(raw)] = true
-	numbers := strings.Trim(fmt.Sprint(raw), "[]")
+	numbers := strings.Trim(fmt.Sprintf("%d", raw), "[]")
 	for _, form := range []string{
 		string(raw), hex.EncodeToString(raw), strings.ToUpper(hex.EncodeToString(raw)),
 		numbers, strings.ReplaceAll(numbers, " ", ", "), strings.Trim(fmt.Sprintf("%q", raw), `"`),
