@@ -54,6 +54,7 @@ type Stats struct {
 	Flushed      int64 // operations
 	Retries      int64
 	LastFlush    time.Duration
+	Flying       time.Duration // how long the flush that has been under way longest has
 	Oldest       time.Duration // how long the oldest of the pending operations has been waiting, counted anew with each flush of its lane
 }
 
@@ -141,6 +142,9 @@ func (b *Batcher[L, K, V]) Stats() Stats {
 	}
 	for l := range b.mu.active {
 		s.Oldest = max(s.Oldest, time.Since(l.since))
+		if l.flying {
+			s.Flying = max(s.Flying, time.Since(l.flown))
+		}
 	}
 	return s
 }
@@ -276,7 +280,7 @@ func (b *Batcher[L, K, V]) pick() (picked []*Lane[L, K, V], next time.Duration) 
 			continue
 		}
 		size += n
-		c.lane.flying = true
+		c.lane.flying, c.lane.flown = true, now
 		c.lane.queue[0].sealed = true
 		picked = append(picked, c.lane)
 	}
@@ -304,6 +308,7 @@ func (b *Batcher[L, K, V]) flushPicked(ctx context.Context, picked []*Lane[L, K,
 	results, err := b.call(attempt, segments)
 	cancel()
 	took := time.Since(began)
+	b.observe(segments, parts, took, err)
 
 	if err == nil {
 		for i, l := range picked {
@@ -327,6 +332,19 @@ func (b *Batcher[L, K, V]) flushPicked(ctx context.Context, picked []*Lane[L, K,
 		b.doneLocked(picked, parts, results, ctx.Err() != nil)
 	}
 	b.openGateLocked()
+}
+
+// observe tells of an attempt. Sealed segments do not change, so no lock is needed.
+func (b *Batcher[L, K, V]) observe(segments []Segment[L, K, V], parts []*part[K, V], took time.Duration, err error) {
+	if b.cfg.OnFlush == nil {
+		return
+	}
+	flushed := Flushed{Lanes: len(segments), Took: took, Err: err}
+	for _, p := range parts {
+		room := p.room()
+		flushed.Ops, flushed.Bytes = flushed.Ops+room.Ops, flushed.Bytes+room.Bytes
+	}
+	b.cfg.OnFlush(flushed)
 }
 
 // doneLocked decides what becomes of lanes whose flush has a result for each.

@@ -39,8 +39,21 @@ type Config struct {
 	Permanent func(error) bool
 	// OnRetry is called when a flush failed and will be repeated. It must not block.
 	OnRetry func(err error, attempt int, delay time.Duration)
+	// OnFlush is called after each attempt at a flush. Nil costs nothing.
+	OnFlush func(Flushed)
+	// OnBlocked is called when a writer has waited for room in the backlog, in vain if there is an error. Nil costs nothing.
+	OnBlocked func(lane any, took time.Duration, err error)
 	// OnStop is called when a lane failed because of its data or because the flush said so. It must not block.
 	OnStop func(lane any, err error)
+}
+
+// Flushed is one attempt at a flush.
+type Flushed struct {
+	Lanes int
+	Ops   int
+	Bytes int64
+	Took  time.Duration
+	Err   error // of the flush as a whole; nil if each of its segments has a result
 }
 
 func (cfg Config) withDefaults() Config {

@@ -20,6 +20,7 @@ type Lane[L comparable, K comparable, V any] struct {
 	wanted    int       // segments in the queue that somebody waits for
 	since     time.Time // when the oldest pending write came
 	flying    bool
+	flown     time.Time // since when
 	alone     bool      // must be flushed without other lanes
 	notBefore time.Time // after a failure
 	hurried   bool      // a delay was ended early since the last success
@@ -51,15 +52,18 @@ func (l *Lane[L, K, V]) OnDurable(f func(ops []Op[K, V])) {
 // half empty or ctx ends: then the error matches [ErrBacklogFull] and the context's.
 func (l *Lane[L, K, V]) Reserve(ctx context.Context, room Room) error {
 	b := l.b
+	var began time.Time // of the wait
 	for {
 		b.mu.Lock()
 		if err := l.refusalLocked(); err != nil {
 			b.mu.Unlock()
+			l.blocked(began, err)
 			return err
 		}
 		if b.mu.gate == nil && b.fitsLocked(room) {
 			b.mu.reserved = b.mu.reserved.plus(room)
 			b.mu.Unlock()
+			l.blocked(began, nil)
 			return nil
 		}
 		if b.mu.gate == nil {
@@ -69,6 +73,9 @@ func (l *Lane[L, K, V]) Reserve(ctx context.Context, room Room) error {
 		b.mu.blocked++
 		b.mu.Unlock()
 		b.nudge()
+		if began.IsZero() {
+			began = time.Now()
+		}
 
 		var err error
 		select {
@@ -80,8 +87,16 @@ func (l *Lane[L, K, V]) Reserve(ctx context.Context, room Room) error {
 		b.mu.blocked--
 		b.mu.Unlock()
 		if err != nil {
+			l.blocked(began, err)
 			return err
 		}
+	}
+}
+
+// blocked tells of a wait, if there was one.
+func (l *Lane[L, K, V]) blocked(began time.Time, err error) {
+	if !began.IsZero() && l.b.cfg.OnBlocked != nil {
+		l.b.cfg.OnBlocked(l.name, time.Since(began), err)
 	}
 }
 

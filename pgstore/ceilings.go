@@ -119,13 +119,14 @@ func (r *reservation) ceilingsLocked(chain uint64) (lowest, highest uint64, know
 	return lowest, highest, known
 }
 
-// reserve gives a value the ceiling of its row. One value has one ceiling, however often its flush is tried.
-func (r *reservation) reserve(v *recordValue, ahead uint64) {
+// reserve gives a value the ceiling of its row, and says whether that is more than the database knows of its chain. One value has one ceiling, however
+// often its flush is tried.
+func (r *reservation) reserve(v *recordValue, ahead uint64) (raised bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	chain, counter := v.sending()
 	if chain == 0 || v.ceiling > 0 {
-		return
+		return false
 	}
 	highest := reached{chain, counter}
 	for _, u := range r.used {
@@ -138,6 +139,7 @@ func (r *reservation) reserve(v *recordValue, ahead uint64) {
 	}
 	v.ceiling = highest.counter
 	r.flying = append(r.flying, flight{v.version, highest})
+	return r.row.chain == chain && highest.counter > r.row.counter
 }
 
 // durable notes that a value's row is in the database, and nothing older.
@@ -273,11 +275,10 @@ func (v *recordValue) giveUp() {
 }
 
 // reserve gives a record that is about to be flushed its ceiling, also one that is only moved and was not used since it was read.
-func (v *recordValue) reserve(ahead int) {
+func (v *recordValue) reserve(ahead int) (raised bool) {
 	v.decoded()
-	if sends := v.form.Load().sends; sends != nil {
-		sends.reserve(v, uint64(ahead)) //nolint:gosec // from 1 to 1,000
-	}
+	sends := v.form.Load().sends
+	return sends != nil && sends.reserve(v, uint64(ahead)) //nolint:gosec // from 1 to 1,000
 }
 
 // durable notes that the record is in the database.

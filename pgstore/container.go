@@ -46,6 +46,7 @@ type Container struct {
 	mu struct {
 		sync.Mutex
 		instances map[string]*instance // taken by this container
+		stopped   map[string]error     // why those stopped by themselves that nobody has taken here since
 	}
 	synchronous [typeCount]bool // what Config.SynchronousTypes names
 	ended       atomic.Bool     // set under mu, read without
@@ -55,6 +56,9 @@ type Container struct {
 	waited      atomic.Int64
 	healed      atomic.Int64
 	replayed    atomic.Int64
+	raised      atomic.Int64
+	setAside    atomic.Int64
+	observers   observers
 	process     string // a UUID, under which the database knows this container
 	lease       lease
 	bundles     *rate.Limiter
@@ -96,7 +100,7 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 	if cfg.HealRate < 0 {
 		c.bundles.SetLimit(rate.Inf)
 	}
-	c.mu.instances = make(map[string]*instance)
+	c.mu.instances, c.mu.stopped = make(map[string]*instance), make(map[string]error)
 	for _, name := range cfg.SynchronousTypes {
 		c.synchronous[typesByName[name]] = true
 	}
@@ -157,6 +161,15 @@ func (c *Container) start(ctx context.Context) error {
 		Permanent:    permanent,
 		OnRetry: func(err error, attempt int, delay time.Duration) {
 			c.cfg.Logger.Warn("pgstore: flush failed, will be tried again", "attempt", attempt, "delay", delay, "error", err)
+			c.observers.retried(Retry{Operation: RetryFlush, Attempt: attempt, Delay: delay, Err: err})
+		},
+		OnFlush: func(f batcher.Flushed) {
+			c.observers.flushed(Flush{Instances: f.Lanes, Keys: f.Ops, Bytes: f.Bytes, Took: f.Took, Err: f.Err})
+		},
+		OnBlocked: func(blocked any, took time.Duration, err error) {
+			if in, ok := blocked.(*instance); ok {
+				c.observers.waited(Wait{Reason: WaitBacklog, Instance: in.id, Took: took, Err: err})
+			}
 		},
 		OnStop: func(stopped any, err error) {
 			c.cfg.Logger.Error("pgstore: instance stopped", "instance", stopped, "error", err)
@@ -297,18 +310,35 @@ func (c *Container) background(fn func(context.Context)) {
 type Stats struct {
 	Cache   cache.Stats
 	Batcher batcher.Stats
-	Merged  int64 // sessions and sender keys that two changed at once, and that were merged
-	Refused int64 // sends refused with ErrMessageKeyUsed
-	Healed  int64 // instances that were taken from a database that had gone back, or may have
+	// Instances is how many this process has. Of those that stopped by themselves, Batcher.Stopped counts what nobody has taken here again.
+	Instances int
+	Merged    int64 // sessions and sender keys that two changed at once, and that were merged
+	Refused   int64 // sends refused with ErrMessageKeyUsed
+	Healed    int64 // instances that were taken from a database that had gone back, or may have
 	// Replayed counts how often the database went back, or may have, under an instance that was taken: it was taken anew, and what is in memory
 	// was written again.
 	Replayed int64
 	Waited   int64 // Puts of sessions and sender keys that waited for their flush: sends, and new sender keys of others
+	// Raised counts how often a row was written that reserves more of a chain which the database knew ([Config].Reserve).
+	Raised     int64
+	SetAside   int64 // rows that could not be read, and were put where a person can look at them
+	Lapses     int64 // of the lease
+	PendingLID int   // LID pairs that are not durable
+
+	// What the configuration says of the limits that these numbers are to be compared with.
+	PendingLimit int
+	PendingBytes int64
+	MemoryBudget int64
 }
 
 // Stats returns the counters as they are now.
 func (c *Container) Stats() Stats {
-	return Stats{Cache: c.cache.Stats(), Batcher: c.writes.Stats(), Merged: c.merged.Load(), Refused: c.refused.Load(), Waited: c.waited.Load(), Healed: c.healed.Load(), Replayed: c.replayed.Load()}
+	return Stats{
+		Cache: c.cache.Stats(), Batcher: c.writes.Stats(), Instances: len(c.taken()),
+		Merged: c.merged.Load(), Refused: c.refused.Load(), Waited: c.waited.Load(), Healed: c.healed.Load(), Replayed: c.replayed.Load(),
+		Raised: c.raised.Load(), SetAside: c.setAside.Load(), Lapses: int64(c.lease.lapsed()), PendingLID: c.LIDMap.pending(),
+		PendingLimit: c.cfg.PendingLimit, PendingBytes: c.cfg.PendingBytes, MemoryBudget: c.cfg.MemoryBudget,
+	}
 }
 
 func (c *Container) closed() bool {

@@ -115,7 +115,7 @@ func (s *deviceStore) looks(t cache.Type) bool {
 func (s *deviceStore) look(ctx context.Context, t cache.Type, held cache.Residency, fn func(*view) error) error {
 	stored, err := s.c.storedDevice(ctx, s.id)
 	if err != nil {
-		return err
+		return s.failed(err)
 	}
 	if stored == nil || !s.isOf(stored) {
 		return ErrDeviceDeleted
@@ -142,9 +142,17 @@ func (s *deviceStore) look(ctx context.Context, t cache.Type, held cache.Residen
 		return err
 	})
 	if err != nil {
-		return err
+		return s.failed(err)
 	}
-	return keys.Read(ctx, nil, fn)
+	return s.failed(keys.Read(ctx, nil, fn))
+}
+
+// failed tells of an error of a call that looks, and returns it.
+func (s *deviceStore) failed(err error) error {
+	if err != nil {
+		s.c.observers.failed(s.id, err)
+	}
+	return err
 }
 
 func (s *deviceStore) read(ctx context.Context, fn func(*view) error) error {

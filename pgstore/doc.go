@@ -52,6 +52,12 @@
 // client sends neither an acknowledgement nor a retry receipt, and the server delivers the message again. So does
 // [ErrMessageKeyUsed], which only sends get; test for these before context.Canceled.
 //
+// # Seeing inside
+//
+// [Container.Stats] has the counters, [Container.Observe] tells of what has a length or a kind, [Container.Health] of what is not as it should be. Packages
+// metrics, health and tracing beside this one show them to Prometheus, to probes and to OpenTelemetry; who does not import these compiles nothing of
+// them.
+//
 // # What is open and who closes it
 //
 // [New] opens a pool of its own, which [Container.Close] closes; a pool in [Config].Pool is closed by whoever made it,

@@ -94,7 +94,11 @@ func (s *deviceStore) ClearBufferedEventPlaintext(ctx context.Context, ciphertex
 	if err != nil || !s.c.cfg.DurableAcks || in.transactionOf(ctx) != nil {
 		return err
 	}
-	return in.waited(ctx, in.lane.Barrier(ctx))
+	last, err := in.lane.Last()
+	if err != nil {
+		return in.failed(in.translate(err))
+	}
+	return in.failed(in.waitFor(ctx, WaitAcknowledgement, last))
 }
 
 // DeleteOldBufferedHashes implements [store.EventBuffer], for all instances that this container has taken: each client calls it after a start, so those of others

@@ -183,7 +183,9 @@ func (o *opColumns) add(s segment, ahead int) error {
 		if w.Kind != batcher.Delete {
 			var err error
 			if rec, ok := w.Value.Value.(*recordValue); ok {
-				rec.reserve(ahead)
+				if rec.reserve(ahead) {
+					s.Lane.c.raised.Add(1)
+				}
 				if rec.era < s.Lane.era.Load() { // nothing in memory need have it any more: it was deleted or moved since
 					rec.giveUp()
 				}

@@ -101,6 +101,7 @@ const (
 	patienceNewChain                 // durable, but only NewChainWait long, and not while the database does not answer
 	patienceOutage                   // durable, but only OutageWait long
 	patienceDurable                  // durable, until the context ends
+	patienceReserve                  // likewise, for a send that has used up what its chain has reserved
 )
 
 // transaction is what DoDecryptionTxn puts into the context.
@@ -203,16 +204,25 @@ func (in *instance) overlayOf(ctx context.Context) *cache.Overlay[value] {
 
 func (in *instance) read(ctx context.Context, fn func(*view) error) error {
 	if err := in.failure(); err != nil {
-		return err
+		return in.failed(err)
 	}
-	return in.keys.Read(ctx, in.overlayOf(ctx), fn)
+	return in.failed(in.keys.Read(ctx, in.overlayOf(ctx), fn))
+}
+
+// failed tells of an error of a call, and returns it.
+func (in *instance) failed(err error) error {
+	if err != nil {
+		in.c.observers.failed(in.id, err)
+	}
+	return err
 }
 
 func (in *instance) get(ctx context.Context, k cache.Key) (v value, found bool, err error) {
 	if err = in.failure(); err != nil {
-		return nil, false, err
+		return nil, false, in.failed(err)
 	}
-	return in.keys.Get(ctx, in.overlayOf(ctx), k)
+	v, found, err = in.keys.Get(ctx, in.overlayOf(ctx), k)
+	return v, found, in.failed(err)
 }
 
 // write runs fn, makes what it wrote visible and waits as wait says. Inside a transaction both happen at its end.
@@ -224,9 +234,9 @@ func (in *instance) write(ctx context.Context, wait patience, fn func(*view) err
 func (in *instance) writeMany(ctx context.Context, wait patience, keys int, fn func(*view) error) error {
 	if tx := in.transactionOf(ctx); tx != nil {
 		if err := in.failure(); err != nil {
-			return err
+			return in.failed(err)
 		}
-		return tx.write(ctx, wait, fn)
+		return in.failed(tx.write(ctx, wait, fn))
 	}
 	return in.writeThen(ctx, keys, fn, func() patience { return wait })
 }
@@ -234,16 +244,16 @@ func (in *instance) writeMany(ctx context.Context, wait patience, keys int, fn f
 // writeThen is writeMany outside of transactions, where fn finds out what to wait for.
 func (in *instance) writeThen(ctx context.Context, keys int, fn func(*view) error, wait func() patience) error {
 	if err := in.failure(); err != nil {
-		return err
+		return in.failed(err)
 	}
 	ticket, synchronous, err := in.commit(ctx, max(keys, 1), fn)
 	if err != nil {
-		return err
+		return in.failed(err)
 	}
 	if synchronous {
-		return in.wait(ctx, patienceDurable, ticket)
+		return in.failed(in.wait(ctx, patienceDurable, ticket))
 	}
-	return in.wait(ctx, wait(), ticket)
+	return in.failed(in.wait(ctx, wait(), ticket))
 }
 
 // opOverhead is what an operation occupies in the backlog beside its key's id and its value.
@@ -331,15 +341,27 @@ func (in *instance) wait(ctx context.Context, wait patience, ticket batcher.Tick
 	case patienceOutage:
 		limited, cancel := context.WithTimeout(ctx, in.c.cfg.OutageWait)
 		defer cancel()
+		waiting := in.waits(WaitOnce, ticket)
 		err := ticket.Wait(limited)
+		waiting.over(err)
 		if err != nil && limited.Err() != nil && ctx.Err() == nil {
 			in.c.cfg.Logger.Warn("pgstore: database is away, going on from memory", "instance", in.id)
 			return nil
 		}
 		return in.waited(ctx, err)
+	case patienceReserve:
+		return in.waitFor(ctx, WaitReserve, ticket)
 	case patienceDurable:
 	}
-	return in.waited(ctx, ticket.Wait(ctx))
+	return in.waitFor(ctx, WaitDurable, ticket)
+}
+
+// waitFor waits until a commit has come or the context ends.
+func (in *instance) waitFor(ctx context.Context, reason WaitReason, ticket batcher.Ticket) error {
+	waiting := in.waits(reason, ticket)
+	err := ticket.Wait(ctx)
+	waiting.over(err)
+	return in.waited(ctx, err)
 }
 
 // waitForNewChain waits until a chain is durable that nobody has sent on yet. The client holds its send lock meanwhile, so the wait is
@@ -350,7 +372,9 @@ func (in *instance) waitForNewChain(ctx context.Context, ticket batcher.Ticket) 
 	}
 	limited, cancel := context.WithTimeout(ctx, in.c.cfg.NewChainWait)
 	defer cancel()
+	waiting := in.waits(WaitNewChain, ticket)
 	err := ticket.Wait(limited)
+	waiting.over(err)
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
 		in.c.cfg.Logger.Warn("pgstore: database is slow, sends do not wait for new chains until it answers", "instance", in.id)
 		in.c.hasty.Store(true)

@@ -203,7 +203,7 @@ var lidAgent = strconv.Itoa(int(types.JID{Server: types.HiddenUserServer}.Actual
 // lookup answers from memory and asks the table for the rest. If a pair was learnt meanwhile, it begins again.
 func (m *LIDMap) lookup(ctx context.Context, byPN bool, users []string) (map[string]string, error) {
 	if m.c.closed() {
-		return nil, ErrClosed
+		return nil, m.failed(ErrClosed)
 	}
 	found := make(map[string]string, len(users))
 	for {
@@ -226,7 +226,7 @@ func (m *LIDMap) lookup(ctx context.Context, byPN bool, users []string) (map[str
 		}
 		pairs, err := m.query(ctx, byPN, missing)
 		if err != nil {
-			return nil, err
+			return nil, m.failed(err)
 		}
 		if m.keep(byPN, missing, pairs, version) {
 			for _, p := range pairs {
@@ -334,18 +334,33 @@ func (m *LIDMap) PutManyLIDMappings(ctx context.Context, mappings []store.LIDMap
 
 func (m *LIDMap) put(ctx context.Context, pairs []store.LIDMapping) error {
 	if m.c.closed() {
-		return ErrClosed
+		return m.failed(ErrClosed)
 	}
 	news := m.unknown(pairs)
 	if len(news) == 0 {
 		return nil
 	}
+	return m.failed(m.putNew(ctx, news))
+}
+
+// failed tells of an error of a call, and returns it.
+func (m *LIDMap) failed(err error) error {
+	if err != nil {
+		m.c.observers.failed("", err)
+	}
+	return err
+}
+
+func (m *LIDMap) putNew(ctx context.Context, news map[string]string) error {
 	batches, err := m.enqueue(ctx, news)
 	if err != nil {
 		return err
 	}
 	patience := time.NewTimer(m.c.cfg.OutageWait)
 	defer patience.Stop()
+	waiting := m.c.waits(WaitLIDPair, "")
+	var inVain error
+	defer func() { waiting.over(inVain) }()
 	for i, batch := range batches {
 		select {
 		case <-batch.done:
@@ -355,8 +370,10 @@ func (m *LIDMap) put(ctx context.Context, pairs []store.LIDMapping) error {
 				}
 			}
 		case <-ctx.Done():
-			return fmt.Errorf("%w: storing LID mapping: %w", ErrUnavailable, context.Cause(ctx))
+			inVain = fmt.Errorf("%w: storing LID mapping: %w", ErrUnavailable, context.Cause(ctx))
+			return inVain
 		case <-patience.C:
+			inVain = context.DeadlineExceeded
 			m.goOn(news, batches[i:])
 			return nil
 		}
@@ -373,6 +390,17 @@ func (m *LIDMap) goOn(pairs map[string]string, batches []*lidBatch) {
 		batch.seen = true
 	}
 	m.learnLocked(pairs)
+}
+
+// pending is how many pairs are not durable.
+func (m *LIDMap) pending() int {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	n := len(m.mu.lost)
+	for _, batch := range m.mu.queue {
+		n += len(batch.pairs)
+	}
+	return n
 }
 
 // enqueue adds pairs to the queue and sees to it that the saver runs. It blocks while the queue is full.
@@ -409,9 +437,12 @@ func (m *LIDMap) enqueueOne(ctx context.Context, pn, lid string) (*lidBatch, err
 		}
 		room := m.mu.room
 		m.mu.Unlock()
+		waiting := m.c.waits(WaitBacklog, "")
 		select {
 		case <-room:
+			waiting.over(nil)
 		case <-ctx.Done():
+			waiting.over(context.Cause(ctx))
 			return nil, fmt.Errorf("%w: storing LID mapping: %w: %w", ErrUnavailable, batcher.ErrBacklogFull, context.Cause(ctx))
 		}
 	}

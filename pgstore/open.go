@@ -89,6 +89,8 @@ const (
 // takeWhenFree takes an instance, and waits for its living owner as [Config].Takes and TakeWait say.
 func (c *Container) takeWhenFree(ctx context.Context, id string) (t taken, err error) {
 	force := time.Now().Add(c.cfg.TakeWait)
+	var waiting waiting
+	defer func() { waiting.over(err) }()
 	for pause := takePoll; ; pause = min(2*pause, takePollMax) {
 		forced := c.cfg.Takes == Forced && !time.Now().Before(force)
 		err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
@@ -97,6 +99,9 @@ func (c *Container) takeWhenFree(ctx context.Context, id string) (t taken, err e
 		})
 		if !errors.Is(err, ErrLeased) {
 			return t, err
+		}
+		if waiting.o == nil {
+			waiting = c.waits(WaitOwner, id)
 		}
 		select {
 		case <-ctx.Done():
@@ -127,7 +132,13 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 		if err = c.tellWitness(ctx, []*instance{in}); err != nil {
 			return err
 		}
-		if err = c.retry(ctx, loadTimeout, func(ctx context.Context) error { return c.load(ctx, in, fill) }); err != nil {
+		began, keys := time.Now(), 0
+		err = c.retry(ctx, loadTimeout, func(ctx context.Context) error {
+			keys, err = c.load(ctx, in, fill)
+			return err
+		})
+		c.observers.fetched(Fetch{Kind: FetchInstance, Instance: id, Keys: keys, Took: time.Since(began), Err: err})
+		if err != nil {
 			return err
 		}
 		in.keys = fill.Instance()
@@ -142,9 +153,9 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 		return c.register(in)
 	})
 	if err != nil && ctx.Err() != nil {
-		return nil, fmt.Errorf("%w: opening instance: %w", ErrUnavailable, err)
+		return nil, in.failed(fmt.Errorf("%w: opening instance: %w", ErrUnavailable, err))
 	} else if err != nil {
-		return nil, fmt.Errorf("pgstore: opening instance: %w", err)
+		return nil, in.failed(fmt.Errorf("pgstore: opening instance: %w", err))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -189,20 +200,22 @@ func (c *Container) register(in *instance) error {
 		return ErrClosed
 	}
 	c.mu.instances[in.id] = in
+	delete(c.mu.stopped, in.id)
 	return nil
 }
 
 // load reads what is held in memory: the resident keys, and of buffered events only which there are. A row that does not parse is set aside and answers
 // absent.
-func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[value]) error {
+func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[value]) (keys int, err error) {
 	fence := in.at()
 	rows, err := c.pool.Query(ctx, c.sql(fenced+`SELECT key_type, key_id, data::text, seq::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = ANY($2)
 		UNION ALL SELECT key_type, key_id, NULL, NULL FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $3`),
 		pgx.QueryExecModeExec, in.id, loadedTypes(), typeName(typeBufferedEvent))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	corrupt, err := c.scan(rows, in, fence, func(k cache.Key, v value) {
+		keys++
 		if v == nil {
 			fill.AddKey(k)
 			return
@@ -210,17 +223,17 @@ func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[v
 		fill.Add(k, v)
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, row := range corrupt {
 		if row.key.Type == typeCreds {
-			return fmt.Errorf("%w: creds", ErrCorrupt)
+			return 0, fmt.Errorf("%w: creds", ErrCorrupt)
 		}
 		if err = c.moveAside(ctx, in, row); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return nil
+	return keys, nil
 }
 
 // corruptRow is a row that cannot be read.
@@ -306,13 +319,14 @@ func (c *Container) scan(rows pgx.Rows, in *instance, fence position, add func(c
 // every write does. It does not go through the batcher: what is written to that key meanwhile must find no row in its way.
 func (c *Container) moveAside(ctx context.Context, in *instance, row corruptRow) error {
 	c.cfg.Logger.Error("pgstore: stored row cannot be read, set aside", "instance", in.id, "key_type", typeName(row.key.Type))
-	_, err := c.pool.Exec(ctx, c.sql(`WITH gone AS (
+	tag, err := c.pool.Exec(ctx, c.sql(`WITH gone AS (
 			DELETE FROM {schema}.auth_keys k USING {schema}.instances i
 			WHERE i.id = $1 AND i.epoch = $2 AND k.instance_id = i.id AND k.key_type = $3 AND k.key_id = $4 AND k.data::text = $5 RETURNING k.*, `+byLibrary+`),
 		aside AS (INSERT INTO {schema}.set_aside (instance_id, key_type, key_id, data, reason)
 			SELECT instance_id, key_type, key_id, data, 'does not parse' FROM gone RETURNING instance_id, key_type)
 		SELECT {schema}.audit_note(instance_id, 'set_aside', key_type) FROM aside`),
 		pgx.QueryExecModeExec, in.id, in.epoch(), typeName(row.key.Type), row.key.ID, string(row.data))
+	c.setAside.Add(tag.RowsAffected())
 	return err
 }
 
@@ -340,6 +354,7 @@ func (c *Container) retry(ctx context.Context, limit time.Duration, fn func(cont
 // database that cannot be reached is waited for, it never looks like one that is empty. Each attempt has a limit of its own. What the
 // server itself refuses for good is [ErrRefused]; fn sees its error with all that it says, the caller without what may quote a row.
 func (c *Container) persist(ctx context.Context, limit time.Duration, fn func(context.Context) error) error {
+	attempts := 0
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		attempt, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
@@ -348,7 +363,10 @@ func (c *Container) persist(ctx context.Context, limit time.Duration, fn func(co
 			return struct{}{}, backoff.Permanent(err)
 		}
 		return struct{}{}, err
-	}, backoff.WithMaxElapsedTime(0), backoff.WithBackOff(&backoff.ExponentialBackOff{
+	}, backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, delay time.Duration) {
+		attempts++
+		c.observers.retried(Retry{Operation: RetryStatement, Attempt: attempts, Delay: delay, Err: withoutRows(err)})
+	}), backoff.WithBackOff(&backoff.ExponentialBackOff{
 		InitialInterval: 20 * time.Millisecond, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: 2 * time.Second,
 	}))
 	var permanent *backoff.PermanentError
@@ -389,6 +407,7 @@ func (f *fetcher) fetchType(ctx context.Context, t cache.Type) (map[cache.Key]va
 
 func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map[cache.Key]value, error) {
 	out := make(map[cache.Key]value)
+	began := time.Now()
 	if f.in != nil {
 		statement = fenced + statement
 	}
@@ -415,6 +434,7 @@ func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map
 		}
 		return err
 	})
+	f.c.observers.fetched(Fetch{Kind: FetchKeys, Instance: f.id, Keys: len(out), Took: time.Since(began), Err: err})
 	if err != nil {
 		return nil, fmt.Errorf("pgstore: reading from the database: %w", err)
 	}

@@ -28,10 +28,14 @@ type UnsavedWrite struct {
 // stopped lets go of an instance that has failed, and tells of it.
 func (c *Container) stopped(in *instance, err error) {
 	c.forget(in)
+	c.mu.Lock()
+	c.mu.stopped[in.id] = err
+	c.mu.Unlock()
 	stop := Stop{Instance: in.id, Err: err}
 	for _, o := range in.lane.Unsaved() {
 		stop.Unsaved = append(stop.Unsaved, UnsavedWrite{KeyType: typeName(o.Key.Type), KeyID: o.Key.ID, Deleted: o.Kind == batcher.Delete})
 	}
+	c.observers.stopped(stop)
 	c.watchers.tell(Event{Kind: Stopped, Instance: in.id, Err: err})
 	if c.cfg.OnStop != nil {
 		go c.cfg.OnStop(stop)

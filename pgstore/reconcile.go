@@ -77,8 +77,8 @@ func (in *instance) putRecords(ctx context.Context, wait patience, from source, 
 		}
 		return all.wait
 	})
-	if err == nil && all.wait == patienceDurable && from.by != writerMigration && in.era.Load() != era {
-		err = ErrMessageKeyUsed // while it waited, all chains were given up: somebody else may have used its key
+	if err == nil && all.wait >= patienceDurable && from.by != writerMigration && in.era.Load() != era {
+		err = in.failed(ErrMessageKeyUsed) // while it waited, all chains were given up: somebody else may have used its key
 	}
 	return in.counted(&all, err)
 }
@@ -146,7 +146,7 @@ func (in *instance) putRecord(v *view, k cache.Key, record *recordValue, from so
 		out.era = in.era.Load()
 		v.Put(k, out)
 	}
-	o.wait = in.waitFor(put, out, from.inside)
+	o.wait = in.patienceFor(put, out, from.inside)
 	if put.readable && put.stored.sendable() && out != record && !bytes.Equal(out.form.Load().record, put.text) && (!sameVersion(base, put.stored, known) || put.by != writerDecrypt) {
 		o.merged = 1 // a decrypt that promoted an archived state is merged though nothing raced
 	}
@@ -163,9 +163,9 @@ func (in *instance) gaveUp(put putting) bool {
 	return then != 0 && then == now && (put.by == writerSend || is > was)
 }
 
-// waitFor says what a Put waits for: a send as [Config].Sends says, and what begins a chain asks for its flush. For waiting, what may be a
+// patienceFor says what a Put waits for: a send as [Config].Sends says, and what begins a chain asks for its flush. For waiting, what may be a
 // send is one.
-func (in *instance) waitFor(put putting, out *recordValue, inside bool) patience {
+func (in *instance) patienceFor(put putting, out *recordValue, inside bool) patience {
 	if put.by == writerMigration {
 		return patienceNone
 	}
@@ -184,6 +184,8 @@ func (in *instance) waitFor(put putting, out *recordValue, inside bool) patience
 			return patienceNone
 		case in.c.cfg.Sends == Durable:
 			return patienceDurable
+		case wait == patienceDurable:
+			return patienceReserve
 		}
 		return wait
 	}

@@ -180,8 +180,11 @@ func (s *deviceStore) GetManySessions(ctx context.Context, addresses []string) (
 		return rec
 	})
 	if err == nil && abandoned { // the client asks for their bundles now
-		if err = s.c.bundles.Wait(ctx); err != nil {
-			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		waiting := s.c.waits(WaitBundles, s.id)
+		err = s.c.bundles.Wait(ctx)
+		waiting.over(err)
+		if err != nil {
+			err = in.failed(fmt.Errorf("%w: %w", ErrUnavailable, err))
 		}
 	}
 	if err != nil {

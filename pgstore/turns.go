@@ -62,6 +62,7 @@ func (in *instance) takeTurn(ctx context.Context, r *reader, keys []cache.Key) {
 	}
 	limit := time.NewTimer(patience)
 	defer limit.Stop()
+	defer in.c.waits(WaitTurn, in.id).over(nil)
 	for _, over := range others {
 		select {
 		case <-over:

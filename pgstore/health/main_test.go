@@ -1,0 +1,10 @@
+package health_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
