@@ -97,7 +97,8 @@ func (s *deviceStore) ClearBufferedEventPlaintext(ctx context.Context, ciphertex
 	return in.waited(ctx, in.lane.Barrier(ctx))
 }
 
-// DeleteOldBufferedHashes implements [store.EventBuffer], for all instances that this container has taken.
+// DeleteOldBufferedHashes implements [store.EventBuffer], for the device's own instance, and for those of all that this container has taken whose turn has
+// not come for a while: every client calls it, so that each of them for all would be as many statements as the square of their number.
 func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
 	in, err := s.instance(ctx)
 	if err != nil {
@@ -113,8 +114,17 @@ func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
 	}
 	s.c.mu.Unlock()
 	cutoff := time.Now().Add(-bufferedHashAge)
-	for _, in := range instances {
-		if err := in.prune(ctx, typeBufferedEvent, cutoff); err != nil {
+	for _, other := range instances {
+		other.mu.Lock()
+		due := other == in || time.Since(other.mu.hashes) >= pruneInterval
+		if due {
+			other.mu.hashes = time.Now()
+		}
+		other.mu.Unlock()
+		if !due {
+			continue
+		}
+		if err := other.prune(ctx, typeBufferedEvent, cutoff); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
@@ -238,4 +239,28 @@ func TestHeartbeatsAreOneStatementAProcess(t *testing.T) {
 	time.Sleep(time.Second) // three signs of life, with what was lost and what others have learnt of LIDs
 	require.LessOrEqual(t, count.sent.Load()-before, int64(12))
 	require.GreaterOrEqual(t, count.sent.Load()-before, int64(2))
+}
+
+// Every client deletes old hashes of buffered events when it has handled its first message. With hundreds of them that must not be a statement for
+// each pair.
+func TestOldHashesOfManyInstancesCostAStatementOrTwoForEach(t *testing.T) {
+	t.Parallel()
+	const instances = 20
+	w := &watch{}
+	pool, err := pgxpool.ParseConfig(pgtest.Open(t))
+	require.NoError(t, err)
+	pool.ConnConfig.Tracer = w
+	traced, err := pgxpool.NewWithConfig(ctx, pool)
+	require.NoError(t, err)
+	t.Cleanup(traced.Close)
+	c := reopen(t, "", func(cfg *pgstore.Config) { cfg.Pool = traced })
+	devices := make([]*store.Device, instances)
+	for i := range devices {
+		devices[i] = pair(t, c.NewDevice())
+	}
+	for _, d := range devices {
+		require.NoError(t, d.EventBuffer.DeleteOldBufferedHashes(hot(ctx)))
+	}
+	require.Positive(t, w.statements.Load())
+	require.LessOrEqual(t, w.statements.Load(), int64(2*instances))
 }

@@ -44,6 +44,7 @@ type instance struct {
 		readers   readers                          // who may put what it has read
 		handedOut []uint32                         // ids of the last answer of GetOrGenPreKeys
 		pruned    time.Time                        // when outgoing events were last pruned
+		hashes    time.Time                        // when hashes of buffered events were
 	}
 }
 
