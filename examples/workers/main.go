@@ -144,7 +144,8 @@ func (w *worker) run(ctx context.Context, devices []*store.Device) {
 		client := w.newClient(ctx, id, device)
 		w.clients[id] = client
 		connecting.Go(func() {
-			if err := w.connect(client, ctx); err != nil && ctx.Err() == nil {
+			// Not with ctx: a handshake whose context ends is waited for, 20 seconds, and all instances with it. Disconnect ends the client.
+			if err := w.connect(client, context.WithoutCancel(ctx)); err != nil && ctx.Err() == nil {
 				w.logger.Errorf("Connecting %s: %v", id, err)
 				go w.letGoLater(ctx, id) // somebody claims it again
 			}
