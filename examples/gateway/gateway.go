@@ -61,13 +61,16 @@ type gateway struct {
 	tasks   sync.WaitGroup
 }
 
+// burst is how many requests may come at once, at a rate.
+func burst(rate float64) int { return int(rate*5) + 1 }
+
 // connectingAtOnce is how many clients log in at the same time, when a process takes over hundreds.
 const connectingAtOnce = 32
 
 func newGateway(cfg config, s deviceStore, dir *directory, connect connector, log *slog.Logger) (*gateway, error) {
 	g := &gateway{
 		cfg: cfg, log: log, store: s, dir: dir, connect: connect,
-		forwarder: newForwarder(), limit: rate.NewLimiter(rate.Limit(cfg.rate), int(cfg.rate*5)+1),
+		forwarder: newForwarder(), limit: rate.NewLimiter(rate.Limit(cfg.rate), burst(cfg.rate)),
 		instances: make(map[string]*instance), dialing: make(chan struct{}, connectingAtOnce), unsaved: make(statuses),
 	}
 	if g.connect == nil {

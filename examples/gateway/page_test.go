@@ -76,7 +76,7 @@ func newBrowser(t *testing.T) *browser {
 // run runs an action on the page.
 func run[T any](b *browser, action chromedp.Action[T]) T {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, 40*time.Second)
+	ctx, cancel := context.WithTimeout(b.ctx, 3*time.Minute) // only a test that fails waits for it
 	defer cancel()
 	value, err := chromedp.Run(ctx, action)
 	if err != nil {
