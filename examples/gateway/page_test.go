@@ -26,7 +26,7 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 )
 
-var screenshots = flag.String("gateway.screenshots", "", "a directory for screenshots of the page")
+var screenshots = flag.String("gateway.screenshots", os.Getenv("PGSTORE_TEST_SCREENSHOTS"), "a directory for screenshots of the page")
 
 // browser is a real one, with a page on it.
 type browser struct {
