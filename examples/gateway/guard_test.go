@@ -96,15 +96,22 @@ func TestWithoutAKeyOnlyLoopbackIsAnswered(t *testing.T) {
 	require.ErrorContains(t, err, "set -advertise")
 	_, err = parse([]string{"-database-url", "x", "-api-key", "short"})
 	require.ErrorContains(t, err, "at least 16 characters")
+	_, err = parse([]string{"-database-url", "x", "-advertise", "http://gateway.example/"})
+	require.ErrorContains(t, err, "-advertise is not loopback")
+	cfg, err := parse([]string{"-database-url", "x"})
+	require.NoError(t, err)
 	g := newBench(t).gateway("one", "-api-key", "")
 	for host, status := range map[string]int{"": 200, "localhost:8080": 200, "rebound.example": 401, "127.0.0.1.rebound.example:80": 401} {
-		request, err := http.NewRequest(http.MethodGet, g.base+"/v1/instances", nil)
-		require.NoError(t, err)
-		request.Host = host
-		response, err := http.DefaultClient.Do(request)
-		require.NoError(t, err)
-		require.NoError(t, response.Body.Close())
-		require.Equal(t, status, response.StatusCode, host)
+		for _, secret := range []string{"", cfg.secret} { // the latter is in this program, for everybody to read
+			request, err := http.NewRequest(http.MethodGet, g.base+"/v1/instances", nil)
+			require.NoError(t, err)
+			request.Host = host
+			request.Header.Set(secretHeader, secret)
+			response, err := http.DefaultClient.Do(request)
+			require.NoError(t, err)
+			require.NoError(t, response.Body.Close())
+			require.Equal(t, status, response.StatusCode, "%q, with the secret: %t", host, secret != "")
+		}
 	}
 }
 
