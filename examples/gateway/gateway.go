@@ -135,7 +135,7 @@ func (g *gateway) follow(ctx context.Context, changes <-chan pgstore.Event) {
 				if in := g.get(change.Instance); in != nil {
 					g.log.Warn("instance has stopped", "instance", in.id, "error", change.Err)
 					in.leaving.Store(true)
-					g.later(func() { _ = g.leave(ctx, in, in.letGo) }) // if it was taken here again meanwhile: what nobody runs must not look as if it were ours
+					g.later(func() { _ = g.leave(ctx, in, in.letGoStopped) })
 				}
 			}
 		}
@@ -254,13 +254,19 @@ func (g *gateway) tryToLeave(ctx context.Context, in *instance) error {
 		return nil // it has left, or was taken anew
 	}
 	in.owed.Store(false)
-	if err := in.how(ctx); err != nil {
+	err := in.how(ctx)
+	switch {
+	case gone(err): // another process has it already: there is nothing to let go of, and what is to be deleted is that one's
+		err = errElsewhere
+	case errors.Is(err, store.ErrDeviceDeleted):
+		err = nil
+	case err != nil:
 		in.owed.Store(true)
 		g.log.Warn("instance has not left yet", "instance", in.id, "error", err)
 		return err
 	}
 	g.forget(in)
-	return nil
+	return err
 }
 
 // leaveAgain tries again where it has not worked.
@@ -298,7 +304,9 @@ func (g *gateway) move(ctx context.Context, in *instance, to string) error {
 	g.holdClaims(1)
 	defer g.holdClaims(-1)
 	in.set("moving", "to "+target.Name)
-	if err = g.leave(ctx, in, in.letGo); err != nil {
+	if err = g.leave(ctx, in, in.letGo); errors.Is(err, errElsewhere) {
+		return err
+	} else if err != nil {
 		return errNotMoved.because("it could not be let go of yet; that is tried again")
 	}
 	return g.askToTake(ctx, target.Address, in.id)

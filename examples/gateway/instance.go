@@ -105,6 +105,14 @@ func (in *instance) tellAgain() {
 // letGo lets another process have the instance.
 func (in *instance) letGo(ctx context.Context) error { return in.g.store.Release(ctx, in.id) }
 
+// letGoStopped does so with one that the store has stopped: if it was taken here again meanwhile, what nobody runs must not look as if it were ours.
+func (in *instance) letGoStopped(ctx context.Context) error {
+	if err := in.letGo(ctx); errors.Is(err, pgstore.ErrUnavailable) {
+		return err
+	}
+	return nil // else it says why it was stopped
+}
+
 // nothingLeft is how an instance is let go of that has no keys any more, or none yet.
 func nothingLeft(context.Context) error { return nil }
 
@@ -192,10 +200,15 @@ func (in *instance) use(ctx context.Context, do func(context.Context) error) err
 		return errNotConnected
 	}
 	err := do(ctx)
-	if errors.Is(err, pgstore.ErrReleased) || errors.Is(err, pgstore.ErrOwnershipLost) || errors.Is(err, pgstore.ErrClosed) {
+	if gone(err) {
 		return errElsewhere
 	}
 	return err
+}
+
+// gone says whether an error of the store means that the instance is not this process's any more.
+func gone(err error) bool {
+	return errors.Is(err, pgstore.ErrReleased) || errors.Is(err, pgstore.ErrOwnershipLost) || errors.Is(err, pgstore.ErrClosed)
 }
 
 // prepare makes the message that is to be sent, which may take an upload. It must be called by what use runs.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
 // watchedStore is the store, and tells when an instance is about to be let go of.
@@ -176,6 +178,24 @@ func TestNothingIsTakenByAProcessThatLeaves(t *testing.T) {
 	require.False(t, ok, "the clients have ended")
 }
 
+// What has failed is tried again, and nobody forgets it before it has worked; but what another process has taken is that one's.
+func TestAnInstanceIsForgottenWhenItWasLetGoOf(t *testing.T) {
+	t.Parallel()
+	for _, one := range []struct{ fails, tells error }{{nil, nil}, {pgstore.ErrDeviceDeleted, nil}, {pgstore.ErrOwnershipLost, errElsewhere}, {pgstore.ErrUnavailable, pgstore.ErrUnavailable}} {
+		again := errors.Is(one.tells, pgstore.ErrUnavailable)
+		g := &gateway{log: quiet, instances: make(map[string]*instance), unsaved: make(statuses)}
+		fails := one.fails
+		in := &instance{id: "support", how: func(context.Context) error { return fails }}
+		g.swap(in)
+		require.ErrorIs(t, g.tryToLeave(t.Context(), in), one.tells)
+		require.Equal(t, again, g.get("support") == in, "%v", fails)
+		fails = nil
+		g.leaveAgain(t.Context())
+		g.tasks.Wait()
+		require.Nil(t, g.get("support"))
+	}
+}
+
 // A surplus that is advised again before it was released is not released twice.
 func TestWhatLeavesAlreadyCountsAsSurplus(t *testing.T) {
 	t.Parallel()
@@ -228,6 +248,10 @@ func TestTooManyAttachmentsAtOnceAreRefused(t *testing.T) {
 		require.NoError(t, response.Body.Close())
 		require.Equal(t, http.StatusNotFound, response.StatusCode)
 	})
+	defer func() {
+		require.NoError(t, more.Close())
+		sending.Wait()
+	}()
 	status := func() int { return g.try(t, http.MethodPost, path, "image/png", []byte("x")).status }
 	_, err = more.Write([]byte("x"))
 	require.NoError(t, err)
