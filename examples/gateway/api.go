@@ -294,7 +294,7 @@ func (g *gateway) sendOnce(w http.ResponseWriter, r *http.Request, in *instance,
 	var msg *waE2E.Message
 	var resp whatsmeow.SendResponse
 	err = in.use(r.Context(), func(ctx context.Context) error {
-		if msg, err = message(ctx, in.client); err == nil {
+		if msg, err = in.prepare(ctx, message); err == nil {
 			resp, err = in.send(ctx, jid, msg, id)
 		}
 		return err
@@ -336,33 +336,41 @@ func (g *gateway) logout(w http.ResponseWriter, r *http.Request, in *instance) e
 	if in == nil {
 		return errNotPaired
 	}
-	if err := in.use(r.Context(), in.client.Logout); err != nil {
+	if err := in.unlink(r.Context()); err != nil {
 		return err
 	}
 	in.set("logged_out", "")
-	in.end()
-	g.forget(in)
-	g.save(r.Context())
+	if err := g.leave(r.Context(), in, nothingLeft); err != nil {
+		return err
+	}
 	return answer(w, http.StatusOK, state{"logged_out", ""})
 }
 
-// remove unlinks the instance, if it can be reached, deletes its keys, and forgets its name.
+// remove unlinks the instance, if it can be reached, deletes its keys, and forgets its name. What cannot be deleted at the moment is deleted later.
 func (g *gateway) remove(w http.ResponseWriter, r *http.Request, in *instance) error {
+	id := r.PathValue("id")
+	forget := func(ctx context.Context) error { return g.dir.remove(ctx, id) }
 	if in != nil {
-		err := in.use(r.Context(), in.client.Logout)
+		err := in.unlink(r.Context())
 		if errors.Is(err, errElsewhere) {
 			return err
 		}
-		in.end()
-		g.forget(in)
-		if err != nil && in.linked.Load() { // the phone goes on listing it until it is unlinked there
+		unlinked := err == nil || !in.linked.Load()
+		if !unlinked { // the phone goes on listing it until it is unlinked there
 			g.log.Warn("instance is deleted, but not unlinked", "instance", in.id, "error", err)
-			if err = in.client.Store.Delete(r.Context()); err != nil {
-				return err
-			}
 		}
-	}
-	if err := g.dir.remove(r.Context(), r.PathValue("id")); err != nil {
+		err = g.leave(r.Context(), in, func(ctx context.Context) error {
+			if !unlinked {
+				if err := in.client.Store.Delete(ctx); err != nil {
+					return err
+				}
+			}
+			return forget(ctx)
+		})
+		if err != nil {
+			return err
+		}
+	} else if err := forget(r.Context()); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

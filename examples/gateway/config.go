@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/peterbourgon/ff/v3"
@@ -24,6 +25,7 @@ import (
 type config struct {
 	databaseURL string
 	listen      string
+	probes      string
 	advertise   string
 	name        string
 	apiKey      string
@@ -39,6 +41,7 @@ type config struct {
 
 	maxBody            int64
 	maxMedia           int64
+	maxUploads         int
 	rate               float64
 	maxConns           int
 	maxConnsPerAddress int
@@ -61,6 +64,7 @@ func parse(args []string) (config, error) {
 		cfg.secret = hex.EncodeToString(derived[:])
 	}
 	host, _ := os.Hostname()
+	cfg.advertise = strings.TrimRight(cfg.advertise, "/") // paths are appended
 	cfg.name = cmp.Or(cfg.name, fmt.Sprintf("%s %d", host, os.Getpid()))
 	return *cfg, cfg.check()
 }
@@ -70,6 +74,7 @@ func flags() (*flag.FlagSet, *config) {
 	fs := flag.NewFlagSet("gateway", flag.ContinueOnError)
 	fs.StringVar(&cfg.databaseURL, "database-url", "", "PostgreSQL, directly or through PgBouncer")
 	fs.StringVar(&cfg.listen, "listen", "127.0.0.1:8080", "address to listen on; put TLS in front of any but loopback")
+	fs.StringVar(&cfg.probes, "probe-listen", "", "address for /healthz and /readyz alone, where no caller can use up the connections (default: none)")
 	fs.StringVar(&cfg.advertise, "advertise", "", "URL at which the other processes reach this one (default: what it listens on)")
 	fs.StringVar(&cfg.name, "name", "", "what people call this process (default: host name and process id)")
 	fs.StringVar(&cfg.apiKey, "api-key", "", "what callers have to send as Authorization: Bearer …; needed unless it listens on loopback")
@@ -81,11 +86,12 @@ func flags() (*flag.FlagSet, *config) {
 	fs.DurationVar(&cfg.lease, "lease", pgstore.DefaultLease, "how long after its last sign of life a process counts as dead")
 	fs.IntVar(&cfg.maxInstances, "max-instances", 0, "most instances of this process; 0 is no limit")
 	fs.DurationVar(&cfg.wait, "wait", 20*time.Second, "how long a request waits for an instance that is being handed over")
-	fs.DurationVar(&cfg.patience, "patience", 20*time.Second, "how long the end waits for requests under way, once all is handed over")
+	fs.DurationVar(&cfg.patience, "patience", 20*time.Second, "how long the end waits for requests and webhooks under way, once all is handed over")
 
 	fs.Int64Var(&cfg.maxBody, "max-body", 64<<10, "most bytes of a request")
 	fs.Int64Var(&cfg.maxMedia, "max-media", 16<<20, "most bytes of an attachment")
 	fs.Float64Var(&cfg.rate, "rate", 100, "most requests a second of all callers together; a burst may be five times as many")
+	fs.IntVar(&cfg.maxUploads, "max-uploads", 8, "most attachments at once, each of which is in memory")
 	fs.IntVar(&cfg.maxConns, "max-connections", 4096, "most connections at once")
 	fs.IntVar(&cfg.maxConnsPerAddress, "max-connections-per-address", 1024, "most connections at once from one address")
 
@@ -108,6 +114,9 @@ func (cfg *config) check() error {
 		if host, _, err := net.SplitHostPort(cfg.listen); cfg.advertise == "" && (err != nil || host == "" || net.ParseIP(host).IsUnspecified()) {
 			errs = append(errs, fmt.Errorf("%s is every address: set -advertise to the one that the other processes reach", cfg.listen))
 		}
+	}
+	if u, err := url.Parse(cfg.advertise); cfg.apiKey == "" && cfg.advertise != "" && err == nil && !loopback(withPort(u.Host)) {
+		errs = append(errs, errors.New("-advertise is not loopback: set -api-key")) // without one, only requests for loopback are answered
 	}
 	for name, secret := range map[string]string{"-api-key": cfg.apiKey, "-secret": cfg.secret} {
 		if secret != "" && len(secret) < minSecret {

@@ -186,6 +186,9 @@ func (all statuses) add(id string, s status) {
 	all[id] = s
 }
 
+// saveTimeout is how long the directory may take to write down statuses.
+const saveTimeout = 5 * time.Second
+
 // save writes them down. What another process has taken meanwhile is left as that one says.
 func (d *directory) save(ctx context.Context, changed statuses) error {
 	var ids, states, details []string //nolint:prealloc // it is shorter
@@ -200,7 +203,7 @@ func (d *directory) save(ctx context.Context, changed statuses) error {
 			active = append(active, &at)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
 	defer cancel()
 	_, err := d.pool.Exec(ctx, `
 		UPDATE gateway.instances g SET codes = g.codes + c.codes, received = g.received + c.received, sent = g.sent + c.sent,

@@ -44,7 +44,8 @@ type gateway struct {
 	metrics   *metrics
 	limit     *rate.Limiter // of requests
 	forwarder *http.Transport
-	answers   sync.Map // sends under way, by idempotency key
+	answers   sync.Map      // sends under way, by idempotency key
+	uploads   chan struct{} // attachments in memory
 
 	ready      atomic.Bool // it has joined those that share the instances, and does not leave them yet
 	streams    context.Context
@@ -61,14 +62,18 @@ type gateway struct {
 	tasks   sync.WaitGroup
 }
 
+// burst is how many requests may come at once, at a rate.
+func burst(rate float64) int { return int(rate*5) + 1 }
+
 // connectingAtOnce is how many clients log in at the same time, when a process takes over hundreds.
 const connectingAtOnce = 32
 
 func newGateway(cfg config, s deviceStore, dir *directory, connect connector, log *slog.Logger) (*gateway, error) {
 	g := &gateway{
 		cfg: cfg, log: log, store: s, dir: dir, connect: connect,
-		forwarder: newForwarder(), limit: rate.NewLimiter(rate.Limit(cfg.rate), int(cfg.rate*5)+1),
+		forwarder: newForwarder(), limit: rate.NewLimiter(rate.Limit(cfg.rate), burst(cfg.rate)),
 		instances: make(map[string]*instance), dialing: make(chan struct{}, connectingAtOnce), unsaved: make(statuses),
+		uploads: make(chan struct{}, max(cfg.maxUploads, 1)),
 	}
 	if g.connect == nil {
 		g.connect = (*whatsmeow.Client).ConnectContext
@@ -110,6 +115,7 @@ func (g *gateway) follow(ctx context.Context, changes <-chan pgstore.Event) {
 			return
 		case <-tick.C:
 			g.save(ctx)
+			g.leaveAgain(ctx)
 		case <-sweep.C:
 			if err := g.dir.sweep(ctx); err != nil {
 				g.log.Warn("old answers not swept", "error", err)
@@ -123,12 +129,13 @@ func (g *gateway) follow(ctx context.Context, changes <-chan pgstore.Event) {
 				g.claim(ctx, change.Count)
 			case pgstore.Surplus: // those that are here for longest, so that what was moved here by hand stays
 				for _, in := range g.longestHere(change.Count) {
-					g.release(ctx, in)
+					g.later(func() { _ = g.leave(ctx, in, in.letGo) }) // it waits for what is being sent, which keeps no other event waiting
 				}
 			case pgstore.Stopped: // most likely another process has it, because this one seemed to be dead
 				if in := g.get(change.Instance); in != nil {
 					g.log.Warn("instance has stopped", "instance", in.id, "error", change.Err)
-					g.release(ctx, in) // if it was taken here again meanwhile: what nobody runs must not look as if it were ours
+					in.leaving.Store(true)
+					g.later(func() { _ = g.leave(ctx, in, in.letGoStopped) })
 				}
 			}
 		}
@@ -167,6 +174,12 @@ func (g *gateway) device(ctx context.Context, id string) (*store.Device, error) 
 func (g *gateway) take(ctx context.Context, id string) error {
 	g.taking.Lock()
 	defer g.taking.Unlock()
+	if !g.ready.Load() {
+		return errElsewhere
+	}
+	if in := g.get(id); in != nil && in.leaving.Load() {
+		return errElsewhere // we have not let go of it yet
+	}
 	device, err := g.device(ctx, id)
 	if err != nil {
 		return err
@@ -179,17 +192,22 @@ func (g *gateway) take(ctx context.Context, id string) error {
 
 // runAll runs the clients of devices that were taken. They connect in the background.
 func (g *gateway) runAll(ctx context.Context, devices ...*store.Device) {
-	if len(devices) == 0 {
-		return
-	}
-	ids, taken := make([]string, len(devices)), make([]*instance, len(devices))
-	for i, device := range devices {
+	var ids []string
+	var taken []*instance
+	for _, device := range devices {
 		in := newInstance(g, pgstore.InstanceID(device), device)
-		ids[i], taken[i] = in.id, in
-		if before := g.swap(in); before != nil {
-			before.end() // it was ours before, and we were not told yet that it was lost
+		before, ok := g.swap(in)
+		if !ok {
+			return // everything is being handed over, and the store lets go of these as well
+		}
+		ids, taken = append(ids, in.id), append(taken, in)
+		if before != nil {
+			g.later(before.end) // it was ours before, and we were not told yet that it was lost
 		}
 		g.later(in.dial)
+	}
+	if len(ids) == 0 {
+		return
 	}
 	if err := g.dir.took(ctx, ids); err != nil {
 		g.log.Warn("directory not told of instances that were taken", "error", err)
@@ -197,15 +215,70 @@ func (g *gateway) runAll(ctx context.Context, devices ...*store.Device) {
 			g.later(in.tellTaken)
 		}
 	}
+	for _, in := range taken {
+		in.tellAgain()
+	}
 }
 
-// release lets go of an instance, so that another process claims it.
-func (g *gateway) release(ctx context.Context, in *instance) {
+// letGo does to the keys of an instance that ends here what is to be done: another process may have them, or they are deleted.
+type letGo func(ctx context.Context) error
+
+// leaveTimeout is how long one attempt at that may take. It goes on when who has asked for it goes away.
+const leaveTimeout = 10 * time.Second
+
+// leave ends an instance here. That is the only way in which one does, except that handOver ends all of them:
+//
+//  1. Its client ends, when what is being sent has been sent, and the directory is told what it does not know yet.
+//  2. It is let go of.
+//  3. Only then it is forgotten. Until that has worked it is tried again at every tick: to the store it is still ours, so no other process takes it.
+func (g *gateway) leave(ctx context.Context, in *instance, how letGo) error {
+	in.leaving.Store(true)
 	in.end()
-	g.forget(in)
+	g.mu.Lock()
+	if in.how == nil {
+		in.how = how
+	}
+	g.keep(in)
+	g.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
 	g.save(ctx) // before somebody else notes what he does with it
-	if err := g.store.Release(ctx, in.id); err != nil && ctx.Err() == nil {
-		g.log.Warn("releasing", "instance", in.id, "error", err)
+	return g.tryToLeave(ctx, in)
+}
+
+// tryToLeave is one attempt of those; there is one at a time.
+func (g *gateway) tryToLeave(ctx context.Context, in *instance) error {
+	in.trying.Lock()
+	defer in.trying.Unlock()
+	if g.get(in.id) != in {
+		return nil // it has left, or was taken anew
+	}
+	in.owed.Store(false)
+	err := in.how(ctx)
+	switch {
+	case gone(err): // another process has it already: there is nothing to let go of, and what is to be deleted is that one's
+		err = errElsewhere
+	case errors.Is(err, store.ErrDeviceDeleted):
+		err = nil
+	case err != nil:
+		in.owed.Store(true)
+		g.log.Warn("instance has not left yet", "instance", in.id, "error", err)
+		return err
+	}
+	g.forget(in)
+	return err
+}
+
+// leaveAgain tries again where it has not worked.
+func (g *gateway) leaveAgain(ctx context.Context) {
+	for _, in := range g.all() {
+		if in.owed.CompareAndSwap(true, false) {
+			g.later(func() {
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+				defer cancel()
+				_ = g.tryToLeave(ctx, in)
+			})
+		}
 	}
 }
 
@@ -231,7 +304,11 @@ func (g *gateway) move(ctx context.Context, in *instance, to string) error {
 	g.holdClaims(1)
 	defer g.holdClaims(-1)
 	in.set("moving", "to "+target.Name)
-	g.release(ctx, in)
+	if err = g.leave(ctx, in, in.letGo); errors.Is(err, errElsewhere) {
+		return err
+	} else if err != nil {
+		return errNotMoved.because("it could not be let go of yet; that is tried again")
+	}
 	return g.askToTake(ctx, target.Address, in.id)
 }
 
@@ -306,22 +383,36 @@ func (g *gateway) all() []*instance {
 	return slices.Collect(maps.Values(g.instances))
 }
 
-// longestHere are up to n instances that are linked.
+// longestHere picks n instances that are linked and are to leave, with those that leave already: they count until they are let go of.
 func (g *gateway) longestHere(n int) []*instance {
-	linked := slices.DeleteFunc(g.all(), func(in *instance) bool { return !in.linked.Load() })
+	var linked []*instance
+	for _, in := range g.all() {
+		if in.leaving.Load() {
+			n--
+		} else if in.linked.Load() {
+			linked = append(linked, in)
+		}
+	}
 	slices.SortFunc(linked, func(a, b *instance) int { return a.since.Compare(b.since) })
-	return linked[:min(n, len(linked))]
+	linked = linked[:max(0, min(n, len(linked)))]
+	for _, in := range linked {
+		in.leaving.Store(true)
+	}
+	return linked
 }
 
-// swap puts an instance in its place and returns the one that was there.
-func (g *gateway) swap(in *instance) (before *instance) {
+// swap puts an instance in its place and returns the one that was there. It is not ok when everything is being handed over.
+func (g *gateway) swap(in *instance) (before *instance, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.over {
+		return nil, false
+	}
 	before, g.instances[in.id] = g.instances[in.id], in
 	if before != nil {
 		g.keep(before)
 	}
-	return before
+	return before, true
 }
 
 // forget takes an instance away that has ended, and keeps what it has not told the directory yet.

@@ -84,14 +84,24 @@ func (b *bench) flags() []string {
 // gateway is one in this process, so that the race detector sees it.
 func (b *bench) gateway(name string, flags ...string) *runningGateway {
 	b.t.Helper()
+	return b.gatewayWith(seams{}, name, flags...)
+}
+
+// gatewayWith is one where something is done in another way.
+func (b *bench) gatewayWith(other seams, name string, flags ...string) *runningGateway {
+	b.t.Helper()
 	flags = append(b.flags(), flags...)
+	if other.connect == nil {
+		other.connect = attached(b.server.Endpoint())
+	}
 	cfg, err := parse(append([]string{"-database-url", b.dsn, "-listen", "127.0.0.1:0", "-name", name}, flags...))
 	require.NoError(b.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	out, announced := io.Pipe()
+	other.announce = announced
 	var ended sync.WaitGroup
 	ended.Go(func() {
-		err := serve(ctx, cfg, seams{connect: attached(b.server.Endpoint()), announce: announced})
+		err := serve(ctx, cfg, other)
 		_ = announced.CloseWithError(errors.Join(err, io.EOF))
 		if err != nil {
 			b.t.Errorf("%s: %v", name, err)

@@ -67,8 +67,8 @@ func (g *gateway) missing(mux *http.ServeMux, r *http.Request) error {
 
 // guarded lets in who may come in.
 func (g *gateway) guarded(route route) http.Handler {
-	limit := g.cfg.maxBody
-	if strings.HasSuffix(route.pattern, "/media") {
+	limit, media := g.cfg.maxBody, strings.HasSuffix(route.pattern, "/media")
+	if media {
 		limit = g.cfg.maxMedia
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -80,6 +80,15 @@ func (g *gateway) guarded(route route) http.Handler {
 			}
 			r = r.WithContext(context.WithValue(r.Context(), forwardedKey{}, byProcess))
 		}
+		if media { // before any of it is read
+			select {
+			case g.uploads <- struct{}{}:
+				defer func() { <-g.uploads }()
+			default:
+				g.writeProblem(w, r, errTooMany.because("too many attachments at once"))
+				return
+			}
+		}
 		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		if err := route.handle(w, r); err != nil {
 			g.writeProblem(w, r, err)
@@ -89,6 +98,9 @@ func (g *gateway) guarded(route route) http.Handler {
 
 // admit checks key and rate, and says whether another process has sent the request, which has checked both.
 func (g *gateway) admit(r *http.Request) (byProcess bool, err error) {
+	if g.cfg.apiKey == "" && !loopback(withPort(r.Host)) {
+		return false, errUnauthorized // a page whose name leads to loopback is after a gateway without a key, whose secret everybody can work out
+	}
 	if secret := r.Header.Get(secretHeader); secret != "" && same(secret, g.cfg.secret) {
 		return true, nil
 	}
@@ -96,8 +108,6 @@ func (g *gateway) admit(r *http.Request) (byProcess bool, err error) {
 	switch {
 	case g.cfg.apiKey != "" && !same(key, g.cfg.apiKey):
 		return false, errUnauthorized
-	case g.cfg.apiKey == "" && !loopback(withPort(r.Host)):
-		return false, errUnauthorized // a page whose name leads to loopback is after a gateway without a key
 	case !g.limit.Allow():
 		return false, errTooMany
 	}

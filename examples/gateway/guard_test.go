@@ -96,22 +96,31 @@ func TestWithoutAKeyOnlyLoopbackIsAnswered(t *testing.T) {
 	require.ErrorContains(t, err, "set -advertise")
 	_, err = parse([]string{"-database-url", "x", "-api-key", "short"})
 	require.ErrorContains(t, err, "at least 16 characters")
+	_, err = parse([]string{"-database-url", "x", "-advertise", "http://gateway.example/"})
+	require.ErrorContains(t, err, "-advertise is not loopback")
+	cfg, err := parse([]string{"-database-url", "x", "-advertise", "http://localhost:8080/"})
+	require.NoError(t, err)
+	require.Equal(t, "http://localhost:8080", cfg.advertise, "paths are appended")
 	g := newBench(t).gateway("one", "-api-key", "")
 	for host, status := range map[string]int{"": 200, "localhost:8080": 200, "rebound.example": 401, "127.0.0.1.rebound.example:80": 401} {
-		request, err := http.NewRequest(http.MethodGet, g.base+"/v1/instances", nil)
-		require.NoError(t, err)
-		request.Host = host
-		response, err := http.DefaultClient.Do(request)
-		require.NoError(t, err)
-		require.NoError(t, response.Body.Close())
-		require.Equal(t, status, response.StatusCode, host)
+		for _, secret := range []string{"", cfg.secret} { // the latter is in this program, for everybody to read
+			request, err := http.NewRequest(http.MethodGet, g.base+"/v1/instances", nil)
+			require.NoError(t, err)
+			request.Host = host
+			request.Header.Set(secretHeader, secret)
+			response, err := http.DefaultClient.Do(request)
+			require.NoError(t, err)
+			require.NoError(t, response.Body.Close())
+			require.Equal(t, status, response.StatusCode, "%q, with the secret: %t", host, secret != "")
+		}
 	}
 }
 
 func TestRequestsThatAreTooLargeOrTooManyAreRefused(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
-	g := b.gateway("one", "-max-body", "1000", "-max-media", "5000", "-rate", "2")
+	const rate = 1
+	b, began := newBench(t), time.Now()
+	g := b.gateway("one", "-max-body", "1000", "-max-media", "5000", "-rate", fmt.Sprint(rate))
 	big := strings.Repeat("x", 1000)
 	g.problem(t, errTooLarge, http.MethodPost, "/v1/instances", texting{"id": big})
 	g.problem(t, errTooLarge, http.MethodPost, "/v1/instances/support/messages", texting{"to": "+4915112345678", "text": big})
@@ -119,12 +128,15 @@ func TestRequestsThatAreTooLargeOrTooManyAreRefused(t *testing.T) {
 	require.Equal(t, http.StatusRequestEntityTooLarge, r.status)
 	g.problem(t, errUnknown, http.MethodPost, "/v1/instances/support/messages", texting{"to": "+4915112345678", "text": "hello"}) // it goes on
 
+	// A caller that is faster than the rate, as every machine is, is let in as often as the rate says and no more.
 	statuses := make(map[int]int)
 	for range 100 {
 		statuses[g.try(t, http.MethodGet, "/v1/instances/nobody", "", nil).status]++
 	}
+	most := int(time.Since(began).Seconds()*rate) + burst(rate)
 	require.Positive(t, statuses[http.StatusTooManyRequests])
 	require.Positive(t, statuses[http.StatusNotFound])
+	require.LessOrEqual(t, statuses[http.StatusNotFound], most)
 	require.Equal(t, 100, statuses[http.StatusTooManyRequests]+statuses[http.StatusNotFound])
 }
 
@@ -206,6 +218,35 @@ func TestIdleAndSlowConnectionsDoNoHarm(t *testing.T) {
 		if failed, ok := err.(net.Error); ok { //nolint:errorlint // it is what a connection returns
 			require.False(t, failed.Timeout(), "the server has closed it")
 		}
+	}
+}
+
+// Callers who use up all connections do not make the gateway look dead, where probes have an address of their own.
+func TestProbesAreAnsweredWhenAllConnectionsAreUsedUp(t *testing.T) {
+	t.Parallel()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	probes := free.Addr().String()
+	require.NoError(t, free.Close())
+	const most = 8
+	g := newBench(t).gateway("one", "-max-connections", fmt.Sprint(most), "-probe-listen", probes)
+	for range most {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(g.base, "http://"))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	status := func(address string) int {
+		response, err := client.Get(address)
+		if err != nil {
+			return 0
+		}
+		require.NoError(t, response.Body.Close())
+		return response.StatusCode
+	}
+	require.Zero(t, status(g.base+"/readyz"))
+	for path, want := range map[string]int{"/readyz": 200, "/healthz": 200, "/v1/instances": 404, "/metrics": 404} {
+		require.Equal(t, want, status("http://"+probes+path), path)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 
 const (
 	sendTimeout    = 15 * time.Second // of one send; as long may a hand-over have to wait for it
+	uploadTimeout  = time.Minute      // of an attachment; a hand-over breaks it off, since nothing has left yet
 	connectionWait = 5 * time.Second  // for a client that has just lost its connection
 	handshakeWait  = 2 * time.Second  // for a client that is logging in when it is to end
 	logLength      = 100              // events that are kept for those who look later
@@ -37,8 +38,15 @@ type instance struct {
 	pairing *stream // the codes, if it was not linked when it came here
 	linked  atomic.Bool
 
-	sending sync.RWMutex // held for reading by what uses the client, for writing by who ends it
-	over    bool         // written with sending and mu held
+	sending sync.RWMutex    // held for reading by what uses the client, for writing by who ends it
+	over    bool            // written with sending and mu held
+	staying context.Context // ends as soon as the instance is to end
+	stay    context.CancelFunc
+
+	leaving atomic.Bool // it is to leave, and has not been forgotten yet
+	trying  sync.Mutex  // held during an attempt to let go of it
+	owed    atomic.Bool // the last attempt has failed
+	how     letGo       // guarded by the gateway's mu until it is set, and not changed any more
 
 	mu     sync.Mutex
 	status status // what the directory has not been told yet, and the present state
@@ -48,6 +56,7 @@ type instance struct {
 func newInstance(g *gateway, id string, device *store.Device) *instance {
 	in := &instance{g: g, id: id, since: time.Now(), client: whatsmeow.NewClient(device, clientLog{g.log.With("instance", id)}), log: newStream(logLength)}
 	in.ctx, in.cancel = context.WithCancel(context.Background())
+	in.staying, in.stay = context.WithCancel(in.ctx)
 	in.client.EnableDecryptedEventBuffer = true // with the store's DurableAcks: no message whose handler returned is lost
 	in.client.SynchronousAck = true             // nothing is acknowledged before its handler has returned
 	in.client.UseRetryMessageStore = true       // who could not read a message may ask for it again, wherever this instance is then
@@ -82,8 +91,30 @@ func (in *instance) dial() {
 
 // tellTaken tells the directory that the instance is here, for as long as it is.
 func (in *instance) tellTaken() {
+	defer in.tellAgain()
 	_, _ = backoff.Retry(in.ctx, func() (any, error) { return nil, in.g.dir.took(in.ctx, []string{in.id}) }, backoff.WithMaxElapsedTime(0))
 }
+
+// tellAgain tells the directory the present state, which was overwritten when it was told that the instance is here.
+func (in *instance) tellAgain() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.dirty = true
+}
+
+// letGo lets another process have the instance.
+func (in *instance) letGo(ctx context.Context) error { return in.g.store.Release(ctx, in.id) }
+
+// letGoStopped does so with one that the store has stopped: if it was taken here again meanwhile, what nobody runs must not look as if it were ours.
+func (in *instance) letGoStopped(ctx context.Context) error {
+	if err := in.letGo(ctx); errors.Is(err, pgstore.ErrUnavailable) {
+		return err
+	}
+	return nil // else it says why it was stopped
+}
+
+// nothingLeft is how an instance is let go of that has no keys any more, or none yet.
+func nothingLeft(context.Context) error { return nil }
 
 // handle is the client's event handler. What it returns says whether the server may forget the event.
 func (in *instance) handle(event any) bool {
@@ -111,16 +142,9 @@ func (in *instance) handle(event any) bool {
 		in.set("failed", fmt.Sprintf("the server refuses: %s %s", evt.Reason, evt.Message))
 	case *events.LoggedOut: // the phone has unlinked it, and its keys are deleted
 		in.set("logged_out", "unlinked by its phone")
-		in.g.later(func() {
-			in.end()
-			in.g.forget(in)
-		})
+		in.g.later(func() { _ = in.g.leave(in.ctx, in, nothingLeft) })
 	case *events.StreamReplaced: // somebody else has logged in: the new owner, or one that does not know yet that it is none any more
-		in.g.later(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), sendTimeout)
-			defer cancel()
-			in.g.release(ctx, in)
-		})
+		in.g.later(func() { _ = in.g.leave(in.ctx, in, in.letGo) })
 	}
 	return true
 }
@@ -176,10 +200,36 @@ func (in *instance) use(ctx context.Context, do func(context.Context) error) err
 		return errNotConnected
 	}
 	err := do(ctx)
-	if errors.Is(err, pgstore.ErrReleased) || errors.Is(err, pgstore.ErrOwnershipLost) || errors.Is(err, pgstore.ErrClosed) {
+	if gone(err) {
 		return errElsewhere
 	}
 	return err
+}
+
+// gone says whether an error of the store means that the instance is not this process's any more.
+func gone(err error) bool {
+	return errors.Is(err, pgstore.ErrReleased) || errors.Is(err, pgstore.ErrOwnershipLost) || errors.Is(err, pgstore.ErrClosed)
+}
+
+// prepare makes the message that is to be sent, which may take an upload. It must be called by what use runs.
+func (in *instance) prepare(ctx context.Context, message func(context.Context, *whatsmeow.Client) (*waE2E.Message, error)) (*waE2E.Message, error) {
+	ctx, cancel := context.WithTimeout(ctx, uploadTimeout)
+	defer cancel()
+	defer context.AfterFunc(in.staying, cancel)() //nolint:contextcheck // it ends ctx, which comes from elsewhere
+	msg, err := message(ctx, in.client)
+	if err != nil && in.staying.Err() != nil {
+		err = errElsewhere // the new owner uploads it
+	}
+	return msg, err
+}
+
+// unlink unlinks the instance from its phone, and deletes its keys.
+func (in *instance) unlink(ctx context.Context) error {
+	return in.use(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+		defer cancel()
+		return in.client.Logout(ctx)
+	})
 }
 
 // here says that the instance is linked and has not ended here.
@@ -206,6 +256,7 @@ func (in *instance) reconnect() {
 
 // end waits for what is being sent and ends the client. It may be called more than once.
 func (in *instance) end() {
+	in.stay()
 	in.sending.Lock()
 	defer in.sending.Unlock()
 	in.mu.Lock()

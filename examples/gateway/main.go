@@ -110,6 +110,11 @@ func serve(ctx context.Context, cfg config, other seams) (err error) {
 	}
 
 	server := newServer(cfg, g.handler(), log)
+	probes, err := serveProbes(ctx, cfg, g, log)
+	if err != nil {
+		return errors.Join(err, store.Close(), listener.Close())
+	}
+	defer probes.Close() //nolint:errcheck // it goes on until all else has ended
 	var serving sync.WaitGroup
 	var serveErr error
 	serving.Go(func() { serveErr = server.Serve(limitConnections(listener, cfg.maxConns, cfg.maxConnsPerAddress)) })
@@ -123,14 +128,41 @@ func serve(ctx context.Context, cfg config, other seams) (err error) {
 	g.endStreams() // other requests come to their end
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.patience)
 	defer cancel()
-	err = errors.Join(err, server.Shutdown(ending), g.hooks.stop(ending))
+	var shutdownErr, stopErr error // at the same time: neither shortens the other's
+	serving.Go(func() { shutdownErr = server.Shutdown(ending) })
+	serving.Go(func() { stopErr = g.hooks.stop(ending) })
 	serving.Wait()
+	err = errors.Join(err, shutdownErr, stopErr)
 	if !errors.Is(serveErr, http.ErrServerClosed) {
 		err = errors.Join(err, serveErr)
 	}
 	log.Info("gateway has ended")
 	return err
 }
+
+// serveProbes answers /healthz and /readyz at an address of their own: callers who use up all connections must not make the gateway look dead.
+func serveProbes(ctx context.Context, cfg config, g *gateway, log *slog.Logger) (*http.Server, error) {
+	mux := http.NewServeMux()
+	for _, route := range g.routes() {
+		if route.pattern == "GET /healthz" || route.pattern == "GET /readyz" {
+			mux.Handle(route.pattern, g.guarded(route))
+		}
+	}
+	server := newServer(cfg, mux, log)
+	if cfg.probes == "" {
+		return server, nil
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.probes)
+	if err != nil {
+		return nil, err
+	}
+	log.Info("probes are answered", "address", listener.Addr().String())
+	go func() { _ = server.Serve(limitConnections(listener, maxProbes, maxProbes)) }() // until Close
+	return server, nil
+}
+
+// maxProbes is how many connections there may be for probes.
+const maxProbes = 64
 
 // openPool opens the pool that the store, the directory and the webhooks share. Exec mode prepares nothing, so a PgBouncer in transaction mode may be in between.
 func openPool(ctx context.Context, dsn string, tracer pgx.QueryTracer) (*pgxpool.Pool, error) {

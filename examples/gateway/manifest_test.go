@@ -32,7 +32,10 @@ func TestTheManifestsFitTheGateway(t *testing.T) {
 	}
 	fs, cfg := flags()
 	require.NoError(t, fs.Parse(nil))
-	const closing = 30 * time.Second // of pgstore's Close
+	// In the order of the end: a request has waited for its connection and sends; the clients end; the directory is told; pgstore's Close gives up; what is
+	// under way comes to its end.
+	const closing = 30 * time.Second
+	end := connectionWait + sendTimeout + handshakeWait + saveTimeout + max(closing, leaveTimeout) + cfg.patience + jobsCancelled
 
 	var compose struct {
 		Services map[string]struct {
@@ -44,7 +47,7 @@ func TestTheManifestsFitTheGateway(t *testing.T) {
 	require.NoError(t, yaml.Unmarshal(manifest, &compose))
 	grace, err := time.ParseDuration(compose.Services["gateway-1"].Grace)
 	require.NoError(t, err)
-	require.Greater(t, grace, closing+cfg.patience)
+	require.Greater(t, grace, end)
 
 	var deployment struct {
 		Spec struct {
@@ -66,7 +69,10 @@ func TestTheManifestsFitTheGateway(t *testing.T) {
 	pod := deployment.Spec.Template.Spec
 	sleep := time.Duration(pod.Containers[0].Lifecycle.PreStop.Sleep.Seconds) * time.Second
 	require.Positive(t, sleep)
-	require.Greater(t, time.Duration(pod.Grace)*time.Second, sleep+sendTimeout+closing+cfg.patience)
+	require.Greater(t, time.Duration(pod.Grace)*time.Second, sleep+end)
+	require.Contains(t, string(manifest), fmt.Sprintf("%.0f s of preStop, %.0f s until the clients have ended, %.0f s to save and to close", sleep.Seconds(),
+		(connectionWait+sendTimeout+handshakeWait).Seconds(), (saveTimeout+closing).Seconds()))
+	require.Contains(t, string(manifest), fmt.Sprintf("%.0f s for requests and webhooks", (cfg.patience+jobsCancelled).Seconds()))
 	require.Contains(t, string(manifest), fmt.Sprintf("GATEWAY_LEASE, %.0f s", pgstore.DefaultLease.Seconds()))
 }
 

@@ -26,7 +26,7 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 )
 
-var screenshots = flag.String("gateway.screenshots", "", "a directory for screenshots of the page")
+var screenshots = flag.String("gateway.screenshots", os.Getenv("PGSTORE_TEST_SCREENSHOTS"), "a directory for screenshots of the page")
 
 // browser is a real one, with a page on it.
 type browser struct {
@@ -76,7 +76,7 @@ func newBrowser(t *testing.T) *browser {
 // run runs an action on the page.
 func run[T any](b *browser, action chromedp.Action[T]) T {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(b.ctx, 3*time.Minute) // only a test that fails waits for it
 	defer cancel()
 	value, err := chromedp.Run(ctx, action)
 	if err != nil {
@@ -110,7 +110,7 @@ func (b *browser) says(selector, pattern string) {
 // is waits until an expression is true.
 func (b *browser) is(expression string) {
 	b.t.Helper()
-	run(b, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(0)))
+	run(b, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond)))
 }
 
 func (b *browser) value(expression string) string {

@@ -26,7 +26,9 @@ func (g *gateway) pair(ctx context.Context, id string) (*instance, error) {
 	g.taking.Lock()
 	defer g.taking.Unlock()
 	if in := g.get(id); in != nil {
-		if in.linked.Load() {
+		if in.leaving.Load() {
+			return nil, errElsewhere
+		} else if in.linked.Load() {
 			return nil, errPaired
 		}
 		return in, nil
@@ -53,7 +55,9 @@ func (g *gateway) pair(ctx context.Context, id string) (*instance, error) {
 		return nil, err
 	}
 	in.set("pairing", "")
-	g.swap(in)
+	if _, ok := g.swap(in); !ok {
+		return nil, errElsewhere
+	}
 	g.later(in.dial)
 	g.later(func() { in.follow(codes) })
 	return in, nil
@@ -93,8 +97,7 @@ func (in *instance) follow(codes <-chan whatsmeow.QRChannelItem) {
 			}
 			in.set("new", "not linked: "+reason)
 			in.pairing.publish("failed", state{"new", reason})
-			in.end()
-			in.g.forget(in)
+			_ = in.g.leave(in.ctx, in, nothingLeft) // the store knows nothing of it
 			return
 		}
 	}

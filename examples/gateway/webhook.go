@@ -6,10 +6,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -38,8 +40,12 @@ func (delivery) Kind() string { return "webhook" }
 
 const (
 	webhookTimeout   = 15 * time.Second
-	webhookRetention = time.Hour // of jobs that are done: as long a message that comes again is known
+	webhookRetention = time.Hour          // of jobs that are done: as long a message that comes again is known
+	webhookGivenUp   = 7 * 24 * time.Hour // of jobs that nobody has taken in three weeks
 	webhooksAtOnce   = 20
+	jobTimeout       = 2 * webhookTimeout
+	jobRescue        = time.Minute     // after that a job is another process's: who had it was killed
+	jobsCancelled    = 5 * time.Second // for those that are still under way at the end, and are broken off
 )
 
 // quiet is River's logger: what it has to say is in the metrics and in the jobs.
@@ -64,6 +70,9 @@ func newWebhooks(cfg config, pool *pgxpool.Pool, m *metrics, log *slog.Logger) (
 		Workers:                     workers,
 		PollOnly:                    true, // PgBouncer drops notifications; this process is told of its own jobs at once in any case
 		CompletedJobRetentionPeriod: webhookRetention,
+		DiscardedJobRetentionPeriod: webhookGivenUp,
+		JobTimeout:                  jobTimeout,
+		RescueStuckJobsAfter:        jobRescue,
 		Logger:                      quiet,
 	})
 	return &webhooks{queue}, err
@@ -77,11 +86,17 @@ func (h *webhooks) start(ctx context.Context) error {
 	return h.queue.Start(context.WithoutCancel(ctx))
 }
 
+// stop waits for deliveries under way until the context ends; the rest is broken off, and another process delivers it.
 func (h *webhooks) stop(ctx context.Context) error {
 	if h.queue == nil {
 		return nil
 	}
-	return h.queue.Stop(ctx)
+	if h.queue.Stop(ctx) == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), jobsCancelled)
+	defer cancel()
+	return h.queue.StopAndCancel(ctx)
 }
 
 // enqueue notes that a message is to be told of. It returns when that is durable.
@@ -121,7 +136,7 @@ func (d *deliverer) Work(ctx context.Context, job *river.Job[delivery]) error {
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, d.url, bytes.NewReader(job.Args.Body))
 	if err != nil {
-		return err
+		return withoutURL(err)
 	}
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set(standardwebhooks.HeaderWebhookID, job.Args.ID)
@@ -135,11 +150,19 @@ func (d *deliverer) Work(ctx context.Context, job *river.Job[delivery]) error {
 			err = fmt.Errorf("the receiver answers %s", response.Status)
 		}
 	}
-	if err != nil {
+	if err = withoutURL(err); err != nil {
 		d.metrics.webhooks.WithLabelValues("failed").Inc()
 		d.log.Warn("webhook not delivered", "id", job.Args.ID, "attempt", job.Attempt, "error", err)
 		return err
 	}
 	d.metrics.webhooks.WithLabelValues("delivered").Inc()
 	return nil
+}
+
+// withoutURL takes the webhook's URL out of an error: its query may be a secret, and errors are logged and kept with the job.
+func withoutURL(err error) error {
+	if failed := (*url.Error)(nil); errors.As(err, &failed) {
+		return failed.Err
+	}
+	return err
 }

@@ -7,7 +7,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -75,14 +77,29 @@ max_client_conn = 200
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(binary, "-q", filepath.Join(dir, "pgbouncer.ini"))
-	cmd.SysProcAttr, cmd.Dir = as(), dir
-	if err = cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	// The version of Debian 12, 1.18, ends itself now and then when a query is cancelled under load (pgbouncer/pgbouncer#822). It is started again, as
+	// a service manager does.
+	ctx, end := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			cmd := exec.CommandContext(ctx, binary, "-q", filepath.Join(dir, "pgbouncer.ini"))
+			cmd.SysProcAttr, cmd.Dir = as(), dir
+			err := cmd.Run()
+			if ctx.Err() != nil {
+				return
+			}
+			t.Logf("PgBouncer has ended and is started again: %v", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	})
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		end()
+		running.Wait()
 	})
 	s := &Server{DSN: fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=disable", to.User, port, to.Database)}
 	if err = s.await(context.Background()); err != nil {
