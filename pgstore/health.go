@@ -110,7 +110,7 @@ func (c *Container) Liveness() Health {
 	select {
 	case stats := <-answered:
 		if stats.Batcher.Flying > 2*c.cfg.FlushTimeout {
-			h.add(ReasonStuck, fmt.Sprintf("a flush has been under way for %v, its limit is %v", stats.Batcher.Flying.Round(time.Second), c.cfg.FlushTimeout))
+			h.add(ReasonStuck, fmt.Sprintf("a flush has been under way for %.0f s, its limit is %v", stats.Batcher.Flying.Seconds(), c.cfg.FlushTimeout))
 		}
 	case <-time.After(stuckAfter):
 		h.add(ReasonStuck, "the store does not answer")
@@ -134,7 +134,7 @@ func (c *Container) backlogHealth(h *Health, stats Stats) {
 		h.add(ReasonBacklogHigh, pending)
 	}
 	if limit := max(backlogOld, 10*c.cfg.FlushInterval); stats.Batcher.Oldest > limit {
-		h.add(ReasonBacklogOld, fmt.Sprintf("the oldest pending key has waited for %v", stats.Batcher.Oldest.Round(time.Second)))
+		h.add(ReasonBacklogOld, fmt.Sprintf("the oldest pending key has waited for %.0f s", stats.Batcher.Oldest.Seconds()))
 	}
 }
 
@@ -187,7 +187,7 @@ func (c *Container) databaseHealth(ctx context.Context, h *Health) {
 		h.add(ReasonDatabaseReadOnly, "the database takes no writes")
 	}
 	if skew := max(began.Sub(now), now.Sub(began.Add(took))); err == nil && skew > clockSkew {
-		h.add(ReasonClockSkew, fmt.Sprintf("this machine's clock and the database's are %v apart", skew.Round(time.Second)))
+		h.add(ReasonClockSkew, fmt.Sprintf("this machine's clock and the database's are %.0f s apart", skew.Seconds()))
 	}
 }
 
