@@ -161,13 +161,62 @@ func TestViewsShowOwnersLoadAndSizes(t *testing.T) {
 	require.NoError(t, conn.QueryRow(ctx, `SELECT owner, address, alive, released, now() - taken_at, heartbeat_age FROM whatsmeow.owners WHERE id = $1`, d.ID.String()).
 		Scan(&owner, &address, &alive, &released, &since, &age))
 	require.Equal(t, []any{"worker 1", "http://10.0.0.1", true, false}, []any{owner, address, alive, released})
+	for _, d := range []time.Duration{since, age} {
+		require.GreaterOrEqual(t, d, time.Duration(0))
+		require.Less(t, d, time.Minute)
+	}
 	var instances, pending int
 	require.NoError(t, conn.QueryRow(ctx, `SELECT instances, pending FROM whatsmeow.process_load`).Scan(&instances, &pending))
 	require.Equal(t, 1, instances)
-	require.Equal(t, 1, scalar[int](t, dsn, `SELECT keys FROM whatsmeow.instance_sizes WHERE key_type = 'identity' AND bytes > 0`))
+	require.Zero(t, pending)
+	tx, err := conn.Begin(ctx)
+	require.NoError(t, err)
+	_, err = tx.Exec(ctx, `LOCK TABLE whatsmeow.auth_keys`)
+	require.NoError(t, err)
+	trust(t, "2:0", d) // cannot be saved
+	require.Eventually(t, func() bool {
+		return scalar[bool](t, dsn, `SELECT pending = 1 AND pending_for > '0' AND pending_for < '1 minute' FROM whatsmeow.process_load`)
+	}, 30*time.Second, 50*time.Millisecond)
+	require.NoError(t, tx.Rollback(ctx))
+	require.NoError(t, c.Flush(ctx))
+	require.Equal(t, 2, scalar[int](t, dsn, `SELECT keys FROM whatsmeow.instance_sizes WHERE key_type = 'identity' AND bytes > 0`))
 }
 
 // Heartbeats are one row a process, however many instances it has.
+// Who lets go says so at once; where that does not get through, looking is enough.
+func TestP6WhoLetsGoSaysSo(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	c := process(t, dsn)
+	released := pair(t, c.NewDevice())
+	pair(t, c.NewDevice())
+	conn, err := pgx.Connect(ctx, dsn)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(context.Background())) }()
+	_, err = conn.Exec(ctx, `LISTEN whatsmeow_instances`)
+	require.NoError(t, err)
+	require.NoError(t, c.Release(ctx, pgstore.InstanceID(released)))
+	_, err = conn.WaitForNotification(within(t, 10*time.Second))
+	require.NoError(t, err)
+	require.NoError(t, c.Close())
+	_, err = conn.WaitForNotification(within(t, 10*time.Second))
+	require.NoError(t, err)
+
+	deaf := process(t, pgtest.PgBouncer(t, dsn, 5))
+	changes, err := deaf.Watch(within(t, time.Minute))
+	require.NoError(t, err)
+	for change := range changes {
+		if change.Kind == pgstore.Claimable {
+			require.Equal(t, 2, change.Count)
+			claimed, err := deaf.Claim(ctx, change.Count)
+			require.NoError(t, err)
+			require.Len(t, claimed, 2)
+			return
+		}
+	}
+	require.Fail(t, "nothing to claim")
+}
+
 func TestHeartbeatsAreOneStatementAProcess(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Open(t)

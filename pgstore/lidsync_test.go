@@ -55,6 +55,16 @@ func TestLIDAnswersOfOtherProcessesAreCorrected(t *testing.T) {
 				return false
 			}
 		}
+		for _, l := range []int{1, 10, 11, 20, 29} {
+			fromA, err := a.LIDMap.GetPNForLID(ctx, lid(l))
+			require.NoError(t, err)
+			fromB, err := b.LIDMap.GetPNForLID(ctx, lid(l))
+			require.NoError(t, err)
+			if fromA != fromB || fromA.User != scalar[string](t, dsn, `SELECT coalesce((SELECT pn FROM whatsmeow.lid_map WHERE lid = $1), '')`, lid(l).User) {
+				return false
+			}
+		}
 		return true
 	}, 10*time.Second, 10*time.Millisecond)
+	require.True(t, scalar[bool](t, dsn, `SELECT count(*) = count(DISTINCT lid) AND count(*) = count(DISTINCT pn) FROM whatsmeow.lid_map`))
 }

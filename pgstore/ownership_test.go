@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
@@ -194,6 +195,44 @@ func TestP6TheLoserIsTold(t *testing.T) {
 		}
 	}
 	require.Fail(t, "the watch ended")
+}
+
+// A send that waits for its commit when its instance is lost does not wait on.
+func TestP6ASendThatWaitsReturnsWhenItsInstanceIsLost(t *testing.T) {
+	t.Parallel()
+	for name, sends := range map[string]pgstore.SendMode{"durable": pgstore.Durable, "on a new chain": pgstore.Reserved} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := pgtest.Open(t)
+			c := process(t, dsn, func(cfg *pgstore.Config) { cfg.Sends, cfg.NewChainWait, cfg.Lease = sends, time.Minute, time.Hour })
+			ours, peer := signaltest.NewPeer(pair(t, c.NewDevice())), memoryPeers(1)[0]
+			signaltest.Meet(t, peer, ours)
+			require.NoError(t, c.Flush(ctx))
+			conn, err := pgx.Connect(ctx, dsn)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, conn.Close(ctx)) }()
+			tx, err := conn.Begin(ctx)
+			require.NoError(t, err)
+			_, err = tx.Exec(ctx, `UPDATE whatsmeow.instances SET epoch = epoch + 1, process = NULL`) // somebody takes it, and has not committed
+			require.NoError(t, err)
+			in, err := peer.Send(ctx, []types.JID{ours.Address()}, []byte("in"))
+			require.NoError(t, err)
+			_, err = ours.Receive(ctx, peer.Address(), in[ours.Address()])
+			require.NoError(t, err)
+			done := make(chan error, 1)
+			go func() {
+				_, err := ours.Send(ctx, []types.JID{peer.Address()}, []byte("out"))
+				done <- err
+			}()
+			select {
+			case err = <-done:
+				require.Fail(t, "it did not wait", "%v", err)
+			case <-time.After(200 * time.Millisecond):
+			}
+			require.NoError(t, tx.Commit(ctx))
+			require.ErrorIs(t, <-done, pgstore.ErrOwnershipLost)
+		})
+	}
 }
 
 // Who writes nothing is told, too: its client must not connect again.

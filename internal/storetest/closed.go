@@ -51,6 +51,9 @@ func Closed(t *testing.T, b Backend) {
 		"GetAllDevices":  func() error { _, err := c.GetAllDevices(ctx); return err },
 		"Instance":       func() error { _, err := c.Instance(ctx, "new"); return err },
 		"Instances":      func() error { _, err := c.Instances(ctx); return err },
+		"Take":           func() error { return c.Take(ctx, looked[0]) },
+		"Claim":          func() error { _, err := c.Claim(ctx, 1); return err },
+		"Watch":          func() error { _, err := c.Watch(ctx); return err },
 		"Upgrade":        func() error { return c.Upgrade(ctx) },
 		"Flush":          func() error { return c.Flush(ctx) },
 	} {
