@@ -73,10 +73,13 @@ func newBrowser(t *testing.T) *browser {
 	return b
 }
 
+// actionLimit is how long an action may take: only a test that fails waits for it.
+const actionLimit = 3 * time.Minute
+
 // run runs an action on the page.
 func run[T any](b *browser, action chromedp.Action[T]) T {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, 3*time.Minute) // only a test that fails waits for it
+	ctx, cancel := context.WithTimeout(b.ctx, actionLimit)
 	defer cancel()
 	value, err := chromedp.Run(ctx, action)
 	if err != nil {
@@ -110,7 +113,7 @@ func (b *browser) says(selector, pattern string) {
 // is waits until an expression is true.
 func (b *browser) is(expression string) {
 	b.t.Helper()
-	run(b, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond)))
+	run(b, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(actionLimit)))
 }
 
 func (b *browser) value(expression string) string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
@@ -119,8 +120,20 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	proxy.ServeHTTP(w, r)
 }
 
-// RoundTrip implements [http.RoundTripper]: a process that does not answer at all is skipped.
+// RoundTrip implements [http.RoundTripper]: a process that does not answer at all is skipped. The body is read first, since an attempt closes it.
 func (c *cluster) RoundTrip(r *http.Request) (response *http.Response, err error) {
+	var body []byte
+	if r.Body != nil {
+		if body, err = io.ReadAll(r.Body); err != nil {
+			return nil, err
+		}
+	}
+	r.GetBody = func() (io.ReadCloser, error) {
+		if len(body) == 0 {
+			return http.NoBody, nil
+		}
+		return io.NopCloser(bytes.NewReader(body)), nil
+	}
 	c.mu.Lock()
 	c.asked++
 	first, candidates := c.asked, c.running
@@ -130,6 +143,7 @@ func (c *cluster) RoundTrip(r *http.Request) (response *http.Response, err error
 		p := candidates[(first+i)%len(candidates)]
 		target, _ := url.Parse(p.address)
 		r.URL.Scheme, r.URL.Host = target.Scheme, target.Host
+		r.Body, _ = r.GetBody()
 		if response, err = http.DefaultTransport.RoundTrip(r); err == nil || !dialing(err) {
 			break
 		}
