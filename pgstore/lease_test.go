@@ -120,6 +120,25 @@ func TestP6AnswersAreCorrectedWhileMuchIsLearnt(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 }
 
+// The hashes of an instance that another process has are its owner's to prune.
+func TestP6OldBufferedHashesOfOthersAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	a, b := process(t, dsn), process(t, dsn)
+	mine, theirs := pair(t, a.NewDevice()), pair(t, b.NewDevice())
+	for _, d := range []*store.Device{mine, theirs} {
+		require.NoError(t, d.EventBuffer.PutBufferedEvent(ctx, [32]byte{1}, []byte("p"), time.Now()))
+	}
+	require.NoError(t, a.Close())
+	require.NoError(t, b.Flush(ctx))
+	require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.auth_keys SET data = jsonb_set(data, '{insert_ms}', '0') WHERE key_type = 'buffered_event'`))
+	a = process(t, dsn)
+	mine = mustDevice(t, a, *mine.ID)
+	require.NoError(t, mine.EventBuffer.DeleteOldBufferedHashes(ctx))
+	require.NoError(t, a.Flush(ctx))
+	require.Equal(t, theirs.ID.String(), scalar[string](t, dsn, `SELECT string_agg(instance_id, ',') FROM whatsmeow.auth_keys WHERE key_type = 'buffered_event'`))
+}
+
 // Each client asks for it after its start: that is no reason to look through the hashes of all instances each time, and one that is being released none to leave
 // out the others.
 func TestP6OldBufferedHashesOfManyInstancesArePrunedOnce(t *testing.T) {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -313,6 +315,62 @@ func TestP6LookingTakesNothingAndTakeDoes(t *testing.T) {
 	gone, err := looker.GetAllDevices(ctx)
 	require.NoError(t, err)
 	require.Empty(t, gone)
+}
+
+// A staging process that is pointed at a copy of production takes nothing, nor does one of production at a copy of staging.
+func TestP6ACopyOfTheDatabaseIsOfTheSameRealm(t *testing.T) {
+	t.Parallel()
+	for here, there := range map[string]string{"production": "staging", "staging": "production"} {
+		t.Run(here, func(t *testing.T) {
+			t.Parallel()
+			dsn := pgtest.Open(t)
+			of := func(realm string) func(*pgstore.Config) { return func(cfg *pgstore.Config) { cfg.Realm = realm } }
+			c := process(t, dsn, of(here))
+			d := pair(t, c.NewDevice())
+			require.NoError(t, c.Close())
+			u, err := url.Parse(dsn)
+			require.NoError(t, err)
+			name := strings.TrimPrefix(u.Path, "/")
+			admin := *u
+			admin.Path = "/postgres"
+			require.NoError(t, execSQL(t, admin.String(), `CREATE DATABASE `+name+`_copy TEMPLATE `+name))
+			t.Cleanup(func() { require.NoError(t, execSQL(t, admin.String(), `DROP DATABASE `+name+`_copy`)) })
+			u.Path += "_copy"
+			owners := `SELECT string_agg(id || epoch, ',') FROM whatsmeow.instances`
+			before := scalar[string](t, u.String(), owners)
+			_, err = pgstore.NewWithConfig(ctx, pgstore.Config{DSN: u.String(), Realm: there})
+			require.ErrorIs(t, err, pgstore.ErrRealm)
+			require.Equal(t, before, scalar[string](t, u.String(), owners))
+			c = process(t, u.String(), of(here))
+			mustDevice(t, c, *d.ID)
+			require.NoError(t, c.Close())
+		})
+	}
+}
+
+// While the database is away nobody can take over, so that the owner goes on, lease or no lease.
+func TestP6AnOutageThatOutlastsTheLeaseStopsNobody(t *testing.T) {
+	t.Parallel()
+	for name, takes := range map[string]pgstore.Takes{"forced": pgstore.Forced, "leased": pgstore.RespectLease} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			network := pgtest.NewProxy(t, pgtest.Open(t))
+			c := process(t, network.DSN, func(cfg *pgstore.Config) { cfg.Takes, cfg.NewChainWait = takes, 10*time.Millisecond })
+			ours, peer := signaltest.NewPeer(pair(t, c.NewDevice())), memoryPeers(1)[0]
+			signaltest.Meet(t, peer, ours)
+			require.NoError(t, c.Flush(ctx))
+			network.Down()
+			for began := time.Now(); time.Since(began) < 3*time.Second; time.Sleep(100 * time.Millisecond) { // the lease is one
+				signaltest.Say(t, peer, ours, "are you there?")
+				signaltest.Say(t, ours, peer, "I am")
+			}
+			network.Up()
+			require.NoError(t, c.Flush(ctx))
+			signaltest.Say(t, ours, peer, "and still")
+			require.Zero(t, c.Stats().Batcher.Stopped)
+			require.NoError(t, c.Close())
+		})
+	}
 }
 
 func TestP6AnotherRealmIsRefused(t *testing.T) {
