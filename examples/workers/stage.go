@@ -165,7 +165,9 @@ func (s *stage) end(ctx context.Context) error {
 		errs = append(errs, w.stop())
 	}
 	s.workers = nil
-	stats, twice, unread := s.server.Stats(), len(s.server.Record().Reused()), 0
+	stats, unread := s.server.Stats(), 0
+	// A worker that wakes up may log in once more before it knows what it has lost, and send below what its successor has sent; it repeats no key.
+	twice := slices.DeleteFunc(s.server.Record().Reused(), func(f waserver.Finding) bool { return f.Kind == waserver.ReusedChain })
 	for _, contact := range s.contacts {
 		unread += len(contact.Undecryptable())
 	}
@@ -174,9 +176,9 @@ func (s *stage) end(ctx context.Context) error {
 	fmt.Println("QR codes:", stats.QRCodes)
 	fmt.Printf("Messages: %d, answered: %d\n", s.sent, s.answered())
 	fmt.Println("Answers that nobody could read:", unread)
-	fmt.Println("Message keys used twice:", twice)
-	if stats.QRCodes != devices || stats.RefusedLogins != 0 || stats.BadIdentities != 0 || unread != 0 || twice != 0 {
-		errs = append(errs, errors.New("that is not what should have happened"))
+	fmt.Println("Message keys used twice:", len(twice))
+	if stats.QRCodes != devices || stats.RefusedLogins != 0 || stats.BadIdentities != 0 || unread != 0 || len(twice) != 0 {
+		errs = append(errs, fmt.Errorf("that is not what should have happened %v", twice))
 	}
 	return errors.Join(errs...)
 }
