@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,8 +59,9 @@ type chaos struct {
 	repeated, back                                 int               // message keys used twice, and chains that went back
 	left, notLeft, retries, lives, clean           int
 	wentBack, imports, newcomers, healed, replayed int
-	begun                                          []int // sessions of ours with each of the others, that were begun anew
-	migrated, promoted, atOnce                     int   // numbers whose LID became known, archived states that came back, sends while something was read
+	begun                                          []atomic.Int64 // sessions of ours with each of the others, that were begun anew
+	promoted                                       atomic.Int64   // archived states that came back
+	migrated, atOnce                               int            // numbers whose LID became known, and sends while something was read
 	evicted                                        int64
 	unread                                         []string
 }
@@ -74,7 +76,7 @@ func (x *chaos) String() string {
 	return fmt.Sprintf("%d lives, %d of them ended cleanly, %d times the database went back, %d healed, %d replayed, %d imports, %d newcomers, "+
 		"%d migrations, %d promotions, %d evictions, %d sends and receives at once; "+
 		"%d messages left, %d did not, %d message keys used twice, %d chains went back, %d unread, %d retry receipts of ours, %d of the others",
-		x.lives, x.clean, x.wentBack, x.healed, x.replayed, x.imports, x.newcomers, x.migrated, x.promoted, x.evicted, x.atOnce,
+		x.lives, x.clean, x.wentBack, x.healed, x.replayed, x.imports, x.newcomers, x.migrated, x.promoted.Load(), x.evicted, x.atOnce,
 		x.left, x.notLeft, x.repeated, x.back, len(x.unread), x.retries, x.asked)
 }
 
@@ -93,7 +95,7 @@ func newChaos(t testing.TB, off bool, takes pgstore.Takes) *chaos {
 	d := pair(t, c.NewDevice())
 	x.jid = *d.ID
 	x.ours = signaltest.NewPeer(d)
-	x.theirs, x.numbers, x.late, x.begun = make([]*signaltest.Peer, 3), make([]types.JID, 3), make([][]inbound, 3), make([]int, 3)
+	x.theirs, x.numbers, x.late, x.begun = make([]*signaltest.Peer, 3), make([]types.JID, 3), make([][]inbound, 3), make([]atomic.Int64, 3)
 	for i := range x.theirs {
 		require.True(t, x.newcomer(i))
 	}
@@ -288,7 +290,7 @@ func (x *chaos) meet(who int) {
 	}
 	node, err := begin(sending, x.theirs[who], []byte(text))
 	if err == nil {
-		x.begun[who]++
+		x.begun[who].Add(1)
 	}
 	x.arrive(who, node, text, err)
 }
@@ -364,14 +366,14 @@ func (x *chaos) pay() {
 type inbound struct {
 	text  string
 	node  *waBinary.Node
-	begun int // how many sessions had been begun anew when it was written
+	begun int64 // how many sessions had been begun anew when it was written
 }
 
 func (x *chaos) written(who int) inbound {
 	text := fmt.Sprint("in ", x.rng.Uint32())
 	all, err := x.theirs[who].Send(ctx, []types.JID{x.ours.Address()}, []byte(text))
 	require.NoError(x, err)
-	return inbound{text, all[x.ours.Address()], x.begun[who]}
+	return inbound{text, all[x.ours.Address()], x.begun[who].Load()}
 }
 
 // read takes a message in. One that cannot be read, for a chain that was lost, comes again on a new session, as after a retry receipt. While the
@@ -383,8 +385,8 @@ func (x *chaos) read(who int, in inbound) {
 	if err == nil && string(got) != in.text {
 		x.Errorf("read %q, not %q", got, in.text)
 	}
-	if err == nil && in.begun < x.begun[who] { // on the session before
-		x.promoted++
+	if err == nil && in.begun < x.begun[who].Load() { // on the session before
+		x.promoted.Add(1)
 	}
 	if err == nil || reading.Err() != nil {
 		return
@@ -442,7 +444,7 @@ func TestP4NoMessageKeyTwiceWhateverDies(t *testing.T) {
 				require.Positive(t, n, what)
 			}
 			if *chaosRounds >= 1000 { // what is rarer
-				require.Positive(t, min(x.promoted, x.healed, x.replayed, x.imports, x.asked, x.retries))
+				require.Positive(t, min(int(x.promoted.Load()), x.healed, x.replayed, x.imports, x.asked, x.retries))
 			}
 		})
 	}

@@ -192,7 +192,7 @@ var cases = map[string]func(w *watched){
 		require.Zero(w, w.value("pgstore_pending_keys")+w.value("pgstore_pending_bytes")+w.value("pgstore_blocked_writers"))
 	},
 	"a server that is slow": func(w *watched) {
-		w.sql(`DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' SET statement_timeout = 2000'; END $$`)
+		w.sql(`DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' SET statement_timeout = 800'; END $$`)
 		w.open(asItIs)
 		d := w.pair()
 		conn, err := pgx.Connect(ctx, w.dsn)
