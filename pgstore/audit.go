@@ -26,17 +26,12 @@ const auditInterval = 24 * time.Hour
 
 // keepAudit makes the audit trail's partitions ahead. Without them entries go to a default partition, which cannot be dropped month by month.
 func (c *Container) keepAudit(ctx context.Context) {
-	tick := time.NewTicker(auditInterval)
-	defer tick.Stop()
-	for {
+	ahead := func() {
 		_, err := c.pool.Exec(ctx, c.sql(`SELECT {schema}.audit_partitions()`), pgx.QueryExecModeExec)
 		if err != nil && ctx.Err() == nil {
 			c.cfg.Logger.Warn("pgstore: audit trail has no partitions ahead", "error", withoutRows(err))
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
 	}
+	ahead()
+	every(ctx, auditInterval, ahead)
 }

@@ -297,6 +297,19 @@ func TestP4ManyNewChainsAreWaitedForTogether(t *testing.T) {
 	require.NoError(t, c.Close())
 }
 
+// answer reads a message and answers it, on the chain that it began, and says how long the answer took to be sent.
+func answer(t testing.TB, ours, peer *signaltest.Peer) time.Duration {
+	t.Helper()
+	in, err := peer.Send(ctx, []types.JID{ours.Address()}, []byte("in"))
+	require.NoError(t, err)
+	_, err = ours.Receive(ctx, peer.Address(), in[ours.Address()])
+	require.NoError(t, err)
+	began := time.Now()
+	_, err = ours.Send(ctx, []types.JID{peer.Address()}, []byte("out"))
+	require.NoError(t, err)
+	return time.Since(began)
+}
+
 // The first send on a chain waits until the chain is durable, but not for long, and then nobody waits until the database answers.
 func TestP4TheWaitForANewChainIsBounded(t *testing.T) {
 	t.Parallel()
@@ -310,18 +323,8 @@ func TestP4TheWaitForANewChainIsBounded(t *testing.T) {
 	}
 	require.NoError(t, c.Flush(ctx))
 	network.Down()
-	answer := func(p *signaltest.Peer) time.Duration {
-		in, err := p.Send(ctx, []types.JID{ours.Address()}, []byte("in"))
-		require.NoError(t, err)
-		_, err = ours.Receive(ctx, p.Address(), in[ours.Address()])
-		require.NoError(t, err)
-		began := time.Now()
-		_, err = ours.Send(ctx, []types.JID{p.Address()}, []byte("out"))
-		require.NoError(t, err)
-		return time.Since(began)
-	}
-	require.GreaterOrEqual(t, answer(peers[0]), 300*time.Millisecond)
-	require.Less(t, answer(peers[1]), 300*time.Millisecond, "nobody waits any more")
+	require.GreaterOrEqual(t, answer(t, ours, peers[0]), 300*time.Millisecond)
+	require.Less(t, answer(t, ours, peers[1]), 300*time.Millisecond, "nobody waits any more")
 	network.Up()
 	require.NoError(t, c.Flush(ctx))
 	require.NoError(t, c.Close())
@@ -345,20 +348,10 @@ func TestP4AnInstanceThatCannotBeFlushedWaitsOnce(t *testing.T) {
 	require.NoError(t, err)
 	_, err = tx.Exec(ctx, `SELECT FROM whatsmeow.instances WHERE id = $1 FOR UPDATE`, stuck.ID.String())
 	require.NoError(t, err)
-	answer := func(p *signaltest.Peer) time.Duration {
-		in, err := p.Send(ctx, []types.JID{ours.Address()}, []byte("in"))
-		require.NoError(t, err)
-		_, err = ours.Receive(ctx, p.Address(), in[ours.Address()])
-		require.NoError(t, err)
-		began := time.Now()
-		_, err = ours.Send(ctx, []types.JID{p.Address()}, []byte("out"))
-		require.NoError(t, err)
-		return time.Since(began)
-	}
-	require.GreaterOrEqual(t, answer(peers[0]), bound)
+	require.GreaterOrEqual(t, answer(t, ours, peers[0]), bound)
 	trust(t, "1:0", other)
 	require.Eventually(t, func() bool { return trusted(t, dsn, "1:0") == 1 }, 10*time.Second, time.Millisecond)
-	require.Less(t, answer(peers[1]), bound)
+	require.Less(t, answer(t, ours, peers[1]), bound)
 	require.NoError(t, tx.Rollback(ctx))
 	require.NoError(t, c.Close())
 }

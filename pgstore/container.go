@@ -219,6 +219,18 @@ func openPool(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
+// connectAlone makes a connection as the pool does, beside it.
+func (c *Container) connectAlone(ctx context.Context) (*pgx.Conn, error) {
+	pool := c.pool.Config()
+	cfg := pool.ConnConfig.Copy()
+	if pool.BeforeConnect != nil {
+		if err := pool.BeforeConnect(ctx, cfg); err != nil {
+			return nil, err
+		}
+	}
+	return pgx.ConnectConfig(ctx, cfg)
+}
+
 // Flush returns when all that was written before the call is durable, LID pairs included, or with the context's error. An instance that
 // stopped with something unsaved makes it fail until it is taken again.
 func (c *Container) Flush(ctx context.Context) error {
@@ -262,7 +274,7 @@ func (c *Container) Shutdown(ctx context.Context) error {
 func (c *Container) shutdown(ctx context.Context) error {
 	c.mu.Lock()
 	c.ended.Store(true)
-	instances := slices.Collect(maps.Values(c.mu.instances)) // now: one that stops from here on is still to be looked after
+	instances := c.takenLocked() // now: one that stops from here on is still to be looked after
 	c.mu.Unlock()
 	c.leave(ctx)
 	c.stopTasks()
@@ -294,8 +306,10 @@ func (c *Container) shutdown(ctx context.Context) error {
 func (c *Container) taken() []*instance {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Collect(maps.Values(c.mu.instances))
+	return c.takenLocked()
 }
+
+func (c *Container) takenLocked() []*instance { return slices.Collect(maps.Values(c.mu.instances)) }
 
 // background runs fn in a goroutine whose context Shutdown ends, and which Shutdown waits for.
 func (c *Container) background(fn func(context.Context)) {
@@ -303,6 +317,20 @@ func (c *Container) background(fn func(context.Context)) {
 	defer c.mu.Unlock()
 	if !c.closed() {
 		c.tasks.Go(func() { fn(c.tasksCtx) })
+	}
+}
+
+// every calls fn again and again, first after one interval, until the context ends.
+func every(ctx context.Context, interval time.Duration, fn func()) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			fn()
+		}
 	}
 }
 

@@ -111,15 +111,9 @@ func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
 	if err = in.failure(); err != nil {
 		return err
 	}
-	s.c.mu.Lock()
-	instances := make([]*instance, 0, len(s.c.mu.instances))
-	for _, in := range s.c.mu.instances {
-		instances = append(instances, in)
-	}
-	s.c.mu.Unlock()
 	now := time.Now()
-	for _, other := range instances {
-		if other == in || !other.usable() || other.releasing.Load() || !other.hashesDue(now) {
+	for _, other := range s.c.taken() {
+		if other == in || !other.usable() || other.releasing.Load() || !other.pruneDue(typeBufferedEvent, now) {
 			continue
 		}
 		if err := other.prune(ctx, typeBufferedEvent, now.Add(-bufferedHashAge)); err != nil {
@@ -129,18 +123,18 @@ func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
 			s.c.cfg.Logger.Warn("pgstore: old buffered hashes not pruned", "instance", other.id, "error", err)
 		}
 	}
-	in.hashesDue(now)
+	in.pruneDue(typeBufferedEvent, now)
 	return in.prune(ctx, typeBufferedEvent, now.Add(-bufferedHashAge))
 }
 
-// hashesDue says whether the buffered hashes of an instance were not looked through lately, and notes that they are now.
-func (in *instance) hashesDue(now time.Time) bool {
+// pruneDue says whether an instance's events were not looked through lately, and notes that they are now.
+func (in *instance) pruneDue(t cache.Type, now time.Time) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if now.Sub(in.mu.hashesPruned) < pruneInterval {
+	if now.Sub(in.mu.pruned[t]) < pruneInterval {
 		return false
 	}
-	in.mu.hashesPruned = now
+	in.mu.pruned[t] = now
 	return true
 }
 
@@ -219,13 +213,7 @@ func (s *deviceStore) DeleteOldOutgoingEvents(ctx context.Context) error {
 	if err = in.failure(); err != nil {
 		return err
 	}
-	in.mu.Lock()
-	due := time.Since(in.mu.pruned) >= pruneInterval
-	if due {
-		in.mu.pruned = time.Now()
-	}
-	in.mu.Unlock()
-	if due {
+	if in.pruneDue(typeOutgoingEvent, time.Now()) {
 		s.c.background(func(ctx context.Context) {
 			if err := in.prune(ctx, typeOutgoingEvent, time.Now().Add(-outgoingEventAge)); err != nil && ctx.Err() == nil {
 				s.c.cfg.Logger.Warn("pgstore: old outgoing events not pruned", "instance", in.id, "error", err)

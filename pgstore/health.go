@@ -202,10 +202,3 @@ func unreachable(err error) string {
 	}
 	return "no connection"
 }
-
-// expired says whether the lease is not held now.
-func (l *lease) expired() bool {
-	l.Lock()
-	defer l.Unlock()
-	return l.until.IsZero() || time.Now().After(l.until)
-}

@@ -39,14 +39,13 @@ type instance struct {
 
 	mu struct {
 		sync.Mutex
-		open         map[*transaction]struct{}
-		groups       map[string]*cache.Overlay[value] // open app-state groups by collection
-		versions     map[string]bool                  // collections whose version was read, and not dropped since
-		migrated     map[string]string                // PN user → LID user, escaped; nothing is stored for the PN since
-		readers      readers                          // who may put what it has read
-		handedOut    []uint32                         // ids of the last answer of GetOrGenPreKeys
-		pruned       time.Time                        // when outgoing events were last pruned
-		hashesPruned time.Time                        // when buffered hashes were
+		open      map[*transaction]struct{}
+		groups    map[string]*cache.Overlay[value] // open app-state groups by collection
+		versions  map[string]bool                  // collections whose version was read, and not dropped since
+		migrated  map[string]string                // PN user → LID user, escaped; nothing is stored for the PN since
+		readers   readers                          // who may put what it has read
+		handedOut []uint32                         // ids of the last answer of GetOrGenPreKeys
+		pruned    [typeCount]time.Time             // when events were last looked through for old ones
 	}
 }
 

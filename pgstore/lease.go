@@ -36,6 +36,13 @@ func (l *lease) lapsed() int {
 	return l.lapses
 }
 
+// expired says whether the lease is not held now.
+func (l *lease) expired() bool {
+	l.Lock()
+	defer l.Unlock()
+	return l.until.IsZero() || time.Now().After(l.until)
+}
+
 // renewed notes that the lease was renewed by a statement that was sent at a time; live is whether it had not expired in the database.
 func (l *lease) renewed(sent time.Time, length time.Duration, live bool) {
 	l.lapsed()
@@ -81,7 +88,7 @@ func (c *Container) renewLeaseOn(ctx context.Context, db querier) error {
 // keepLease renews the lease until the container is closed. It does nothing else, so that nothing else holds it up. Where the pool does not do it in time, because
 // all of its connections hang or are busy, it makes a connection of its own.
 func (c *Container) keepLease(ctx context.Context) {
-	c.every(ctx, c.cfg.Lease/3, func() {
+	every(ctx, c.cfg.Lease/3, func() {
 		attempt, cancel := context.WithTimeout(ctx, c.cfg.Lease/6)
 		err := c.renewLease(attempt)
 		late := attempt.Err() != nil
@@ -108,7 +115,7 @@ func (c *Container) renewLeaseAlone(ctx context.Context) error {
 
 // keepInformed finds out what was lost, and what others have learnt, until the container is closed: one statement for each, however many instances the process has.
 func (c *Container) keepInformed(ctx context.Context) {
-	c.every(ctx, c.cfg.Lease/3, func() {
+	every(ctx, c.cfg.Lease/3, func() {
 		ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 		defer cancel()
 		if err := c.findLost(ctx); err != nil && ctx.Err() == nil {
@@ -118,20 +125,6 @@ func (c *Container) keepInformed(ctx context.Context) {
 			c.cfg.Logger.Warn("pgstore: LID pairs of other processes not read", "error", withoutRows(err))
 		}
 	})
-}
-
-// every calls fn again and again until the context ends.
-func (c *Container) every(ctx context.Context, interval time.Duration, fn func()) {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			fn()
-		}
-	}
 }
 
 // goodbye is how long a process that ends tries to say so. If it cannot, its lease expires.

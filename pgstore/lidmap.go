@@ -31,12 +31,11 @@ type LIDMap struct {
 
 	mu struct {
 		sync.RWMutex
-		lids    map[string]string // by phone number; "" is known to be absent
-		pns     map[string]string // by LID
-		version uint64            // grows with every pair that is learnt
-		synced  *time.Time        // by the database's clock, when memory was compared with what others have stored; nil for never
-		// what is learnt while that is done, of either side; nil if it is not
-		meanwhile map[string]bool
+		lids      map[string]string // by phone number; "" is known to be absent
+		pns       map[string]string // by LID
+		version   uint64            // grows with every pair that is learnt
+		synced    *time.Time        // by the database's clock, when memory was compared with what others have stored; nil for never
+		meanwhile map[string]bool   // what is learnt while a comparison is under way, of either side; nil if none is
 		queue     []*lidBatch       // what is not saved, in order
 		lost      map[string]string // LIDs by phone number that a database which went back may have lost
 		rewound   struct {          // where and when that was noticed

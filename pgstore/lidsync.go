@@ -22,6 +22,11 @@ func (m *LIDMap) sync(ctx context.Context) error {
 	m.mu.meanwhile = make(map[string]bool)
 	since := m.mu.synced
 	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.mu.meanwhile = nil
+	}()
 	pairs := make(map[string]string)
 	var now time.Time
 	rows, err := m.c.pool.Query(ctx, m.c.sql(`SELECT l.lid, l.pn, t.now FROM (SELECT clock_timestamp() AS now) AS t
@@ -59,7 +64,6 @@ func (m *LIDMap) correct(pairs map[string]string, now time.Time) {
 			wrong[pn] = lid
 		}
 	}
-	m.mu.meanwhile = nil
 	if len(wrong) > 0 {
 		m.learnLocked(wrong)
 	}

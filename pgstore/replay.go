@@ -29,8 +29,8 @@ import (
 //
 //  1. Take the instance anew, under an epoch that was drawn before: so a lost answer is known to be ours.
 //  2. At one moment, under the lock of its keys: give up all sending chains in memory, queue what memory holds of older writes before all that is
-//     pending, so that nothing is reported as durable before that is so again (what is pending anyway keeps its place), and heal what is published behind that. Rows that have come
-//     back are deleted. What is not held (what was evicted) stays abandoned with its row. App-state versions are dropped, since their MACs are
+//     pending, so that nothing is reported as durable before that is so again (what is pending anyway keeps its place), and heal what is
+//     published behind that. Rows that have come back are deleted. What is not held (what was evicted) stays abandoned with its row. App-state versions are dropped, since their MACs are
 //     hardly ever in memory.
 //  3. The flush goes on under the new epoch.
 //

@@ -203,18 +203,6 @@ func (c *Container) listen(ctx context.Context, heard func()) {
 	}
 }
 
-// connectAlone makes a connection as the pool does, beside it.
-func (c *Container) connectAlone(ctx context.Context) (*pgx.Conn, error) {
-	pool := c.pool.Config()
-	cfg := pool.ConnConfig.Copy()
-	if pool.BeforeConnect != nil {
-		if err := pool.BeforeConnect(ctx, cfg); err != nil {
-			return nil, err
-		}
-	}
-	return pgx.ConnectConfig(ctx, cfg)
-}
-
 func (c *Container) listenOnce(ctx context.Context, heard func()) error {
 	conn, err := c.connectAlone(ctx)
 	if err != nil {

@@ -91,16 +91,9 @@ func (c *Container) askWitness(ctx context.Context) error {
 
 // keepWitness tells the witness until the container is closed.
 func (c *Container) keepWitness(ctx context.Context) {
-	tick := time.NewTicker(witnessInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	every(ctx, witnessInterval, func() {
 		if err := c.askWitness(ctx); err != nil && ctx.Err() == nil {
 			c.cfg.Logger.Warn("pgstore: a database that goes back may not be noticed", "error", err)
 		}
-	}
+	})
 }
