@@ -13,7 +13,7 @@ import (
 	"go.mau.fi/whatsmeow/types/events"
 	waLog "go.mau.fi/whatsmeow/util/log"
 
-	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/standin"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
 
@@ -27,22 +27,12 @@ func demo(ctx context.Context) (err error) {
 	if *endpoint != "" {
 		return watched(ctx)
 	}
-	database, err := pgtest.Start(ctx)
+	setting, err := standin.Open(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, database.Stop()) }()
-	fmt.Println("Database:", database.Description)
-	dsn, drop, err := database.NewDatabase(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, drop(context.WithoutCancel(ctx))) }()
-	server, err := waserver.New(waserver.Config{}) //nolint:contextcheck // it lives until it is closed
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, server.Close()) }()
+	defer func() { err = errors.Join(err, setting.Close(ctx)) }()
+	server := setting.Server
 	account, ada := server.NewAccount(""), server.NewContact(waserver.ContactConfig{Name: "Ada"})
 
 	ctx, end := context.WithCancelCause(ctx)
@@ -53,16 +43,13 @@ func demo(ctx context.Context) (err error) {
 		fmt.Println("The phone has scanned the code: the bot is device", d.PN())
 		end(talk(ctx, server, ada, account))
 	})
-	err = bot(ctx, dsn, waLog.Noop, func(client *whatsmeow.Client, ctx context.Context) error {
+	err = bot(ctx, setting.DSN, waLog.Noop, func(client *whatsmeow.Client, ctx context.Context) error {
 		client.AddEventHandler(func(evt any) {
 			if qr, ok := evt.(*events.QR); ok {
 				go scan(ctx, account, qr.Codes[0]) // the client has to go on for this to end
 			}
 		})
-		if err := server.Attach(client); err != nil {
-			return err
-		}
-		return client.ConnectContext(ctx)
+		return standin.Connect(server.Endpoint())(client, ctx)
 	})
 	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
 		err = cause

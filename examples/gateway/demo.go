@@ -5,18 +5,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
 	"time"
 
-	"go.mau.fi/whatsmeow"
-
-	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/standin"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
 
@@ -37,22 +32,11 @@ func demo(ctx context.Context, cfg config) (err error) {
 			return err
 		}
 	}
-	database, err := pgtest.Start(ctx)
+	setting, err := standin.Open(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, database.Stop()) }()
-	fmt.Println("Database:", database.Description)
-	dsn, drop, err := database.NewDatabase(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, drop(context.WithoutCancel(ctx))) }()
-	server, err := waserver.New(waserver.Config{}) //nolint:contextcheck // it lives until it is closed
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, server.Close()) }()
+	defer func() { err = errors.Join(err, setting.Close(ctx)) }()
 	program, err := os.Executable()
 	if err != nil {
 		return err
@@ -61,7 +45,7 @@ func demo(ctx context.Context, cfg config) (err error) {
 	if err != nil {
 		return err
 	}
-	s, err := newStage(server, &cluster{program: program, dsn: dsn, endpoint: server.Endpoint(), flags: []string{"-lease", demoLease}}, "http://"+listener.Addr().String())
+	s, err := newStage(setting.Server, &cluster{program: program, dsn: setting.DSN, endpoint: setting.Server.Endpoint(), flags: []string{"-lease", demoLease}}, "http://"+listener.Addr().String())
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -74,25 +58,7 @@ func demo(ctx context.Context, cfg config) (err error) {
 
 // demoProcess is a gateway whose clients connect to the stand-in, and which ends with the demo, too.
 func demoProcess(ctx context.Context, cfg config) error {
-	var server waserver.Endpoint
-	if err := json.Unmarshal([]byte(cfg.standIn), &server); err != nil {
-		return err
-	}
-	ctx, end := context.WithCancel(ctx)
-	defer end()
-	go func() {
-		defer end()
-		_, _ = io.Copy(io.Discard, os.Stdin)
-	}()
-	return serve(ctx, cfg, seams{connect: attached(server), announce: os.Stdout})
-}
-
-// attached connects a client to the stand-in.
-func attached(server waserver.Endpoint) connector {
-	return func(client *whatsmeow.Client, ctx context.Context) error {
-		if err := server.Attach(client); err != nil {
-			return err
-		}
-		return client.ConnectContext(ctx)
-	}
+	return standin.Play(ctx, cfg.standIn, func(ctx context.Context, server waserver.Endpoint) error {
+		return serve(ctx, cfg, seams{connect: standin.Connect(server), announce: os.Stdout})
+	})
 }

@@ -26,6 +26,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/standin"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
 
@@ -92,7 +93,7 @@ func (b *bench) gatewayWith(other seams, name string, flags ...string) *runningG
 	b.t.Helper()
 	flags = append(b.flags(), flags...)
 	if other.connect == nil {
-		other.connect = attached(b.server.Endpoint())
+		other.connect = standin.Connect(b.server.Endpoint())
 	}
 	cfg, err := parse(append([]string{"-database-url", b.dsn, "-listen", "127.0.0.1:0", "-name", name}, flags...))
 	require.NoError(b.t, err)

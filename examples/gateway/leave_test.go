@@ -14,6 +14,7 @@ import (
 	"go.mau.fi/whatsmeow"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/standin"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
@@ -138,7 +139,7 @@ func TestAnUploadThatHangsIsDoneByTheNewOwner(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	network := hanging{make(chan struct{}, 10)}
-	attach := attached(b.server.Endpoint())
+	attach := standin.Connect(b.server.Endpoint())
 	one := b.gatewayWith(seams{connect: func(client *whatsmeow.Client, ctx context.Context) error {
 		err := attach(client, ctx)
 		client.SetMediaHTTPClient(&http.Client{Transport: network})

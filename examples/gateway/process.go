@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/wataki/whatsmeow-pgstore/internal/standin"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
 
@@ -55,7 +56,7 @@ func (c *cluster) start() (*gatewayProcess, error) {
 		"-demo", "-demo-endpoint", string(encoded), "-name", p.name, "-listen", "127.0.0.1:0", "-database-url", c.dsn,
 	}, c.flags...)...)
 	p.cmd.Stderr = os.Stderr
-	p.cmd.SysProcAttr = apart()
+	p.cmd.SysProcAttr = standin.Apart()
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}

@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/standin"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
@@ -83,7 +84,7 @@ func measuredProcess() int {
 	if err != nil {
 		return 2
 	}
-	other := seams{connect: attached(how.Endpoint), announce: os.Stdout, tracer: &counted}
+	other := seams{connect: standin.Connect(how.Endpoint), announce: os.Stdout, tracer: &counted}
 	if how.Sqlstore {
 		other.store = func(cfg config, _ *pgxpool.Pool) (deviceStore, error) { return openSQLStore(cfg.databaseURL, &counted) }
 	}
@@ -149,7 +150,7 @@ func linkDevice(ctx context.Context, server *waserver.Server, device *store.Devi
 	if err != nil {
 		return nil, err
 	}
-	if err = attached(server.Endpoint())(client, ctx); err != nil {
+	if err = standin.Connect(server.Endpoint())(client, ctx); err != nil {
 		return nil, err
 	}
 	defer client.Disconnect()

@@ -5,19 +5,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"os"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"go.mau.fi/whatsmeow"
 	waLog "go.mau.fi/whatsmeow/util/log"
 
-	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
+	"github.com/wataki/whatsmeow-pgstore/internal/standin"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
@@ -38,56 +34,27 @@ func demo(ctx context.Context, dsn string) (err error) {
 	if *endpoint != "" {
 		return demoWorker(ctx, dsn)
 	}
-	database, err := pgtest.Start(ctx)
+	setting, err := standin.Open(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, database.Stop()) }()
-	fmt.Println("Database:", database.Description)
-	dsn, drop, err := database.NewDatabase(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, drop(context.WithoutCancel(ctx))) }()
-	server, err := waserver.New(waserver.Config{}) //nolint:contextcheck // it lives until it is closed
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, server.Close()) }()
-	s := &stage{dsn: dsn, server: server}
+	defer func() { err = errors.Join(err, setting.Close(ctx)) }()
+	s := &stage{dsn: setting.DSN, server: setting.Server}
 	if err = s.pair(ctx); err != nil {
 		return err
 	}
-	if s.conn, err = pgx.Connect(ctx, dsn); err != nil {
+	if s.conn, err = pgx.Connect(ctx, setting.DSN); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.conn.Close(context.WithoutCancel(ctx))) }()
 	return s.play(ctx)
 }
 
-// attached connects a client to the stand-in.
-func attached(server waserver.Endpoint) func(*whatsmeow.Client, context.Context) error {
-	return func(client *whatsmeow.Client, ctx context.Context) error {
-		if err := server.Attach(client); err != nil {
-			return err
-		}
-		return client.ConnectContext(ctx)
-	}
-}
-
 // demoWorker is a worker that ends with the demo, too.
 func demoWorker(ctx context.Context, dsn string) error {
-	var server waserver.Endpoint
-	if err := json.Unmarshal([]byte(*endpoint), &server); err != nil {
-		return err
-	}
-	ctx, end := context.WithCancel(ctx)
-	defer end()
-	go func() {
-		defer end()
-		_, _ = io.Copy(io.Discard, os.Stdin)
-	}()
-	return work(ctx, dsn, waLog.Noop, attached(server))
+	return standin.Play(ctx, *endpoint, func(ctx context.Context, server waserver.Endpoint) error {
+		return work(ctx, dsn, waLog.Noop, standin.Connect(server))
+	})
 }
 
 // pair links the devices, each with an account of its own, and lets go of them.
@@ -106,7 +73,7 @@ func (s *stage) pair(ctx context.Context) (err error) {
 				}
 			}()
 		}
-		if err = link(ctx, store, waLog.Noop, attached(s.server.Endpoint()), scan); err != nil {
+		if err = link(ctx, store, waLog.Noop, standin.Connect(s.server.Endpoint()), scan); err != nil {
 			return err
 		}
 		s.accounts = append(s.accounts, account)

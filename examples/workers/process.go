@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"syscall"
 
+	"github.com/wataki/whatsmeow-pgstore/internal/standin"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
 )
 
@@ -29,7 +30,7 @@ func startWorker(name, dsn string, server waserver.Endpoint) (*workerProcess, er
 	cmd := exec.Command(self, "-demo", "-endpoint", string(encoded), "-name", name, "-lease", demoLease.String()) //nolint:gosec,noctx // ourselves; it is ended by hand
 	cmd.Env = append(os.Environ(), "DATABASE_URL="+dsn)
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = apart()
+	cmd.SysProcAttr = standin.Apart()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
