@@ -177,7 +177,7 @@ func dialing(err error) bool {
 func (g *gateway) askToTake(ctx context.Context, address, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, takeTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, address+takePath+url.PathEscape(id), nil) //nolint:gosec // the address is another process's
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, address+takePath+url.PathEscape(id), nil)
 	if err != nil {
 		return err
 	}
