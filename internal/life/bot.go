@@ -116,9 +116,9 @@ func (b *bot) obey(cmd command) (value any, err error) {
 	case doChat:
 		return b.Store.ChatSettings.GetChatSettings(ctx, cmd.To)
 	case doMute:
-		err = b.SendAppState(ctx, appstate.BuildMute(cmd.To, true, 0))
+		err = b.set(appstate.BuildMute(cmd.To, true, 0))
 	case doArchive:
-		err = b.SendAppState(ctx, appstate.BuildArchive(cmd.To, true, time.Time{}, nil))
+		err = b.set(appstate.BuildArchive(cmd.To, true, time.Time{}, nil))
 	case doRecover:
 		_, err = b.SendPeerMessage(ctx, whatsmeow.BuildAppStateRecoveryRequest(appstate.WAPatchName(cmd.Text)))
 	case doMark:
@@ -138,4 +138,14 @@ func (b *bot) obey(cmd command) (value any, err error) {
 		err = fmt.Errorf("unknown command %q", cmd.Do)
 	}
 	return value, err
+}
+
+// set sends a patch, and once more if the phone changed something at the same time: the client reads the version, asks the server and applies what
+// the server answers without a lock, so that a notification which it handles meanwhile can spoil that, on any store.
+func (b *bot) set(patch appstate.PatchInfo) error {
+	err := b.SendAppState(b.child.ctx, patch)
+	if errors.Is(err, whatsmeow.ErrAppStateUpdate) {
+		err = b.SendAppState(b.child.ctx, patch)
+	}
+	return err
 }
