@@ -161,7 +161,7 @@ func (r *relay) handOver(how ending) {
 		owner.proxy.Heal()
 		owner.proxy.Up()
 		r.zombie(owner, answer, mark)
-		for ; login <= r.device.Logins(); login++ { // it may have logged in again, and the next one then, too
+		for ; login < r.device.Logins(); login++ { // it may have logged in again; the last one is its successor, of which everything can be read
 			r.fromMemory[login] = true
 		}
 	}
