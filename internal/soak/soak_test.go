@@ -212,9 +212,9 @@ var ofTheStore = regexp.MustCompile(`whatsmeow-pgstore/(pgstore|cache|batcher)\.
 
 // check flushes all, compares all and measures what is left.
 func check(t *testing.T, all []*process) (u usage) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
 	for _, p := range all {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(len(p.residents))*patience/10)
+		defer cancel()
 		require.NoError(t, p.container.Flush(ctx))
 		require.Zero(t, p.container.Stats().Batcher.Pending)
 		for i, r := range p.residents {
