@@ -52,18 +52,18 @@ func (a *app) root() *cobra.Command {
 		Long: `Looks after the databases of whatsmeow-pgstore: migrates them, shows what is in them and who has it, checks them, and does by hand what an
 operator now and then has to. Commands that look take no instance and change nothing; no output has key material in it.
 
-The database is named by --dsn or, better, by PGSTORE_DSN: other users of the machine can read command lines.
-
-` + exitCodes,
+The database is named by --dsn or, better, by PGSTORE_DSN: other users of the machine can read command lines.`,
 		Example: `  export PGSTORE_DSN=postgres://bot@db.example/bots
   whatsmeow-pgstore doctor
   whatsmeow-pgstore instances list
   whatsmeow-pgstore top`,
 		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version(),
 	}
+	root.SetHelpTemplate(root.HelpTemplate() + "\n" + exitCodes + "\n")
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.dsn, "dsn", "", "connection string of the database (default $PGSTORE_DSN)")
 	flags.StringVar(&a.schema, "schema", "whatsmeow", "PostgreSQL schema that holds the tables")
