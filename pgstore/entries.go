@@ -23,11 +23,6 @@ func rowOf(e portable.Entry) (k cache.Key, v value, err error) {
 	case *portable.Credentials:
 		d := deviceJSON(*e)
 		return deviceKey, &credsValue{Device: &d}, d.check()
-	case *portable.PreKeyCounter:
-		if e.Next == 0 {
-			return refused("the next pre-key id is 0")
-		}
-		return counterKey, &credsValue{NextPreKeyID: (e.Next-1)%maxPreKeyID + 1}, nil
 	case *portable.Identity:
 		if len(e.Key) != keyLength {
 			return refused("an identity must have 32 bytes")

@@ -1,6 +1,7 @@
 package pgstore
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -111,7 +112,8 @@ type importing struct {
 
 	epoch, seq, abandonThrough int64
 
-	read    int // entries
+	read    int    // entries
+	counter uint32 // the next pre-key id, if that was told
 	counts  map[cache.Type]int
 	samples map[cache.Type][]importedRow
 	result  ImportResult
@@ -290,6 +292,7 @@ func (im *importing) writeAll(ctx context.Context, tx pgx.Tx, next func() (porta
 			}
 		}
 	}
+	im.result.NextPreKeyID = cmp.Or(im.counter, im.result.NextPreKeyID)
 	counter := &credsValue{NextPreKeyID: im.result.NextPreKeyID}
 	if im.result.Exact {
 		counter.HealedThrough = im.abandonThrough
@@ -321,11 +324,11 @@ func (im *importing) add(p *piece, e portable.Entry) error {
 		p.pairs[string(e.PN)] = string(e.LID)
 		return nil
 	case *portable.PreKeyCounter:
-		if e.Next == 0 || e.Next > preKeyIDLimit {
-			im.skip(e, "a pre-key id is at most 2^24-2")
+		if e.Next == 0 {
+			im.skip(e, "the next pre-key id is 0")
 			return nil
 		}
-		im.result.NextPreKeyID = max(im.result.NextPreKeyID, (e.Next-1)%maxPreKeyID+1)
+		im.counter = (e.Next-1)%maxPreKeyID + 1
 		return nil
 	case *portable.PreKey:
 		if e.ID >= im.result.NextPreKeyID && e.ID <= maxPreKeyID {

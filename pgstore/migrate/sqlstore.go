@@ -176,7 +176,7 @@ const newestMACs = `FROM whatsmeow_app_state_mutation_macs m JOIN (
 	SELECT name, index_mac, MAX(version) AS version FROM whatsmeow_app_state_mutation_macs WHERE jid=$1 GROUP BY name, index_mac
 ) newest ON newest.name=m.name AND newest.index_mac=m.index_mac AND newest.version=m.version WHERE m.jid=$1`
 
-// sqlstoreTables are all tables that belong to a device but the first, whatsmeow_device. 
+// sqlstoreTables are all tables that belong to a device but the first, whatsmeow_device.
 var sqlstoreTables = []table{
 	{`SELECT their_id, identity FROM whatsmeow_identity_keys WHERE our_jid=$1`, func(r *sql.Rows) (portable.Entry, error) {
 		e := new(portable.Identity)
@@ -227,9 +227,13 @@ var sqlstoreTables = []table{
 		e := new(portable.NCTSalt)
 		return e, r.Scan(&e.Salt)
 	}},
-	{`SELECT ciphertext_hash, plaintext, server_timestamp, insert_timestamp FROM whatsmeow_event_buffer WHERE our_jid=$1`, func(r *sql.Rows) (portable.Entry, error) {
-		e := new(portable.BufferedEvent)
-		return e, r.Scan(&e.CiphertextHash, &e.Plaintext, &e.ServerSeconds, &e.InsertMillis)
+	{`SELECT ciphertext_hash, plaintext, plaintext IS NULL, server_timestamp, insert_timestamp FROM whatsmeow_event_buffer WHERE our_jid=$1`, func(r *sql.Rows) (portable.Entry, error) {
+		e, processed := new(portable.BufferedEvent), false
+		err := r.Scan(&e.CiphertextHash, &e.Plaintext, &processed, &e.ServerSeconds, &e.InsertMillis)
+		if e.Plaintext == nil && !processed { // so does a driver read what is empty
+			e.Plaintext = []byte{}
+		}
+		return e, err
 	}},
 	{`SELECT chat_jid, message_id, format, plaintext, timestamp FROM whatsmeow_retry_buffer WHERE our_jid=$1`, func(r *sql.Rows) (portable.Entry, error) {
 		e := new(portable.OutgoingEvent)
