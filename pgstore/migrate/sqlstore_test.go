@@ -4,11 +4,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/store/sqlstore/upgrades"
 	"go.mau.fi/whatsmeow/types"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
+	"github.com/wataki/whatsmeow-pgstore/pgstore/audit"
 	"github.com/wataki/whatsmeow-pgstore/pgstore/migrate"
 )
 
@@ -155,4 +158,117 @@ func TestP4ADeviceThatWasUsedHereIsNotImportedAgain(t *testing.T) {
 		require.NoError(t, err)
 		require.ErrorIs(t, ours.NCTSalt.PutNCTSalt(ctx, fill(1, 16)), pgstore.ErrOwnershipLost)
 	})
+}
+
+// What sqlstore would have failed on at its use is left out and told, and keeps nothing else from coming along.
+func TestRowsThatCannotBeUsedAreToldAndLeftOut(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, from migrate.Sqlstore) {
+		theirs := container(from)
+		d := theirs.NewDevice()
+		fillDevice(t, d, theirs.NewDevice())
+		require.NoError(t, d.Sessions.PutSession(ctx, "5:0", []byte(`{"SessionState":{}}`)))
+		require.NoError(t, d.Sessions.PutSession(ctx, "6:0", nil))
+		require.NoError(t, d.SenderKeys.PutSenderKey(ctx, "g@g.us", "6:0", []byte("none")))
+		require.NoError(t, d.AppState.PutAppStateVersion(ctx, "critical", 0, [128]byte{}))
+		require.NoError(t, d.EventBuffer.PutBufferedEvent(ctx, [32]byte(fill(40, 32)), []byte{}, time.Unix(1, 0)))
+		c := open(t, pgtest.Open(t))
+		results, err := migrate.FromSqlstore(ctx, c, from, migrate.Options{Exact: true})
+		require.NoError(t, err)
+		var left []string
+		for _, s := range results[0].Skipped {
+			left = append(left, s.Kind+" "+s.Name)
+			require.NotEmpty(t, s.Reason)
+		}
+		require.ElementsMatch(t, []string{"session 5:0", "session 6:0", "sender_key g@g.us 6:0", "app_state_version critical"}, left)
+		ours, err := c.GetFirstDevice(ctx)
+		require.NoError(t, err)
+		has, err := ours.Sessions.HasSession(ctx, "5:0")
+		require.NoError(t, err)
+		require.False(t, has)
+		event, err := ours.EventBuffer.GetBufferedEvent(ctx, [32]byte(fill(40, 32)))
+		require.NoError(t, err)
+		require.NotNil(t, event.Plaintext, "it was not processed yet")
+	})
+}
+
+// A source that is none, or of another version, is refused before anything is written.
+func TestSourcesThatCannotBeReadAreRefused(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, from migrate.Sqlstore) {
+		c := open(t, pgtest.Open(t))
+		results, err := migrate.FromSqlstore(ctx, c, from, migrate.Options{Devices: []types.JID{chat}})
+		require.ErrorIs(t, err, migrate.ErrNoDevice)
+		require.Empty(t, results)
+		results, err = migrate.FromSqlstore(ctx, c, from, migrate.Options{})
+		require.NoError(t, err)
+		require.Empty(t, results, "it has no devices")
+		for version, compatible := range map[int]int{14: 8, 99: 98} {
+			_, err = from.DB.ExecContext(ctx, `UPDATE whatsmeow_version SET version=$1, compat=$2`, version, compatible)
+			require.NoError(t, err)
+			_, err = migrate.FromSqlstore(ctx, c, from, migrate.Options{SkipUpgrade: true})
+			require.ErrorIs(t, err, migrate.ErrSourceSchema)
+		}
+		_, err = from.DB.ExecContext(ctx, `DROP TABLE whatsmeow_version`)
+		require.NoError(t, err)
+		_, err = migrate.FromSqlstore(ctx, c, from, migrate.Options{SkipUpgrade: true})
+		require.ErrorIs(t, err, migrate.ErrSourceSchema)
+		instances, err := c.Instances(ctx)
+		require.NoError(t, err)
+		require.Empty(t, instances)
+	})
+}
+
+// The tables that are read are those that whatsmeow has, so a new one is noticed here.
+func TestAllTablesOfSqlstoreAreKnown(t *testing.T) {
+	t.Parallel()
+	from := backends[0].open(t)
+	var version int
+	require.NoError(t, from.DB.QueryRowContext(ctx, `SELECT version FROM whatsmeow_version`).Scan(&version))
+	require.Equal(t, len(upgrades.Table), version)
+	require.Equal(t, 15, version, "migrate.sqlstoreVersion")
+	rows, err := from.DB.QueryContext(ctx, `SELECT name FROM sqlite_master WHERE type='table' AND name LIKE 'whatsmeow_%' ORDER BY name`)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, rows.Close()) }()
+	var tables []string
+	for rows.Next() {
+		var name string
+		require.NoError(t, rows.Scan(&name))
+		tables = append(tables, name)
+	}
+	require.NoError(t, rows.Err())
+	require.Equal(t, []string{
+		"whatsmeow_app_state_mutation_macs", "whatsmeow_app_state_sync_keys", "whatsmeow_app_state_version", "whatsmeow_chat_settings", "whatsmeow_contacts",
+		"whatsmeow_device", "whatsmeow_event_buffer", "whatsmeow_identity_keys", "whatsmeow_lid_map", "whatsmeow_message_secrets", "whatsmeow_nct_salt",
+		"whatsmeow_pre_keys", "whatsmeow_privacy_tokens", "whatsmeow_retry_buffer", "whatsmeow_sender_keys", "whatsmeow_sessions", "whatsmeow_version",
+	}, tables)
+}
+
+// An import is told by the audit trail, which fits the rows.
+func TestAnImportIsToldByTheAuditTrail(t *testing.T) {
+	t.Parallel()
+	from := backends[0].open(t)
+	theirs := container(from)
+	d := theirs.NewDevice()
+	fillDevice(t, d, theirs.NewDevice())
+	dsn := pgtest.Open(t)
+	c := open(t, dsn, func(cfg *pgstore.Config) { cfg.Audit = pgstore.AuditAll })
+	for _, replace := range []bool{false, false, true} {
+		_, err := migrate.FromSqlstore(ctx, c, from, migrate.Options{Replace: replace})
+		require.NoError(t, err)
+	}
+	ours, err := c.GetFirstDevice(ctx)
+	require.NoError(t, err)
+	require.NoError(t, ours.NCTSalt.PutNCTSalt(ctx, fill(1, 16)))
+	require.NoError(t, c.Close())
+	pool, err := pgxpool.New(ctx, dsn)
+	require.NoError(t, err)
+	defer pool.Close()
+	report, err := audit.Verify(ctx, pool, audit.Options{})
+	require.NoError(t, err)
+	require.Empty(t, report.Breaks)
+	require.Empty(t, report.Outsiders)
+	require.Equal(t, "imported imported imported imported taken released imported taken released", scalar[string](t, dsn,
+		`SELECT string_agg(event, ' ' ORDER BY n) FROM whatsmeow.audit WHERE event <> 'flushed' AND event <> 'rewound'`))
+	require.Equal(t, 3, scalar[int](t, dsn, `SELECT count(*)::int FROM whatsmeow.audit WHERE detail ~ '^from sqlstore, 27 keys, sending chains are abandoned$'`))
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 	"github.com/stretchr/testify/require"
 	"go.mau.fi/whatsmeow"
@@ -208,7 +209,9 @@ func (b backend) open(t testing.TB) migrate.Sqlstore {
 }
 
 // container is sqlstore on its database. It is not closed: that would close the database.
-func container(of migrate.Sqlstore) *sqlstore.Container { return sqlstore.NewWithDB(of.DB, of.Dialect, nil) }
+func container(of migrate.Sqlstore) *sqlstore.Container {
+	return sqlstore.NewWithDB(of.DB, of.Dialect, nil)
+}
 
 // open opens a container of ours on a database.
 func open(t testing.TB, dsn string, edit ...func(*pgstore.Config)) *pgstore.Container {
@@ -225,3 +228,13 @@ func open(t testing.TB, dsn string, edit ...func(*pgstore.Config)) *pgstore.Cont
 
 // fill is n bytes.
 func fill(b byte, n int) []byte { return bytes.Repeat([]byte{b}, n) }
+
+// scalar reads one value of a database.
+func scalar[T any](t testing.TB, dsn, query string, args ...any) (v T) {
+	t.Helper()
+	conn, err := pgx.Connect(ctx, dsn)
+	require.NoError(t, err)
+	defer conn.Close(ctx) //nolint:errcheck // nothing is at stake any more
+	require.NoError(t, conn.QueryRow(ctx, query, args...).Scan(&v))
+	return v
+}
