@@ -127,25 +127,28 @@ func (k *talk) logout() {
 	require.NoError(k, k.server.Wait(k.ctx, func() bool { return !k.device.Connected() }))
 }
 
-// converse says something to the friend and to the group, and has both say something, until all is read.
+// say says something to somebody, until all of the friend's devices have read it.
+func (k *talk) say(to types.JID) (text string) {
+	k.Helper()
+	k.said++
+	text = "said " + strconv.Itoa(k.said)
+	_, err := k.client.SendMessage(k.ctx, to, waserver.Conversation(text))
+	require.NoError(k, err)
+	for _, d := range k.friend.Devices() {
+		_, err = k.friend.WaitReceived(k.ctx, func(r waserver.Received) bool { return r.Text == text && r.Device == d.LID() })
+		require.NoError(k, err)
+	}
+	return text
+}
+
+// converse says something to the friend and to the group, and has both answer.
 func (k *talk) converse() {
 	k.Helper()
-	for _, to := range []types.JID{k.friend.LID(), k.group.JID()} {
-		k.said++
-		text := "said " + strconv.Itoa(k.said)
-		_, err := k.client.SendMessage(k.ctx, to, waserver.Conversation(text))
+	for to, back := range map[types.JID]types.JID{k.friend.LID(): k.account.LID(), k.group.JID(): k.group.JID()} {
+		answer := "heard " + k.say(to)
+		_, err := k.friend.SendText(back, answer)
 		require.NoError(k, err)
-		for _, d := range k.friend.Devices() {
-			_, err = k.friend.WaitReceived(k.ctx, func(r waserver.Received) bool { return r.Text == text && r.Device == d.LID() })
-			require.NoError(k, err)
-		}
-		back := to
-		if back == k.friend.LID() {
-			back = k.account.LID()
-		}
-		_, err = k.friend.SendText(back, "heard "+text)
-		require.NoError(k, err)
-		for receive(k, k.heard) != "heard "+text {
+		for receive(k, k.heard) != answer {
 		}
 	}
 	require.NoError(k, k.server.WaitIdle(k.ctx))

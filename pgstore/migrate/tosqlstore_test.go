@@ -38,6 +38,8 @@ func TestP4AClientThatLeavesGoesOnOnSqlstore(t *testing.T) {
 				k.login(owner)
 				k.converse()
 				k.converse()
+				k.say(k.friend.LID()) // an answer would be flushed at once, and this with it
+				k.say(k.group.JID())
 				k.logout()
 				if clean {
 					require.NoError(t, owner.Close())
