@@ -140,7 +140,7 @@ func TestArchivesThatAreNotWholeImportNothing(t *testing.T) {
 	require.ErrorContains(t, err, "disk full")
 	_, err = migrate.WriteArchive(ctx, c, id, io.Discard, migrate.WriteArchiveOptions{Move: true})
 	require.Error(t, err, "nobody could read it")
-	d, err = c.GetFirstDevice(ctx)
+	_, err = c.GetFirstDevice(ctx)
 	require.NoError(t, err)
 	require.Zero(t, c.Stats().Healed)
 	var file bytes.Buffer

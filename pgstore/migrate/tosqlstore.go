@@ -106,7 +106,7 @@ func (w *sqlstoreWriter) exec(ctx context.Context, query string, args ...any) er
 	s := w.statements[query]
 	if s == nil {
 		var err error
-		if s, err = w.tx.PrepareContext(ctx, query); err != nil { //nolint:sqlclosecheck // writeAll closes it
+		if s, err = w.tx.PrepareContext(ctx, query); err != nil {
 			return err
 		}
 		w.statements[query] = s
