@@ -34,7 +34,11 @@ func (c *Container) Erase(ctx context.Context, id string) error {
 		return pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error { return c.erase(ctx, tx, id, t.epoch) })
 	})
 	if err != nil {
-		return fmt.Errorf("pgstore: erasing instance %s: %w", id, err)
+		err = fmt.Errorf("pgstore: erasing instance %s: %w", id, err)
+		if t.epoch != 0 {
+			err = errors.Join(err, c.putBack(ctx, id, t.epoch))
+		}
+		return err
 	}
 	if c.cfg.Witness != nil {
 		if err = c.cfg.Witness.Save(ctx, map[string]Mark{id: {}}); err != nil {

@@ -84,7 +84,7 @@ func (c *Container) Export(ctx context.Context, id string, cfg ExportConfig, cop
 	in.abandonThrough.Store(t.abandonThrough)
 	ex := &exporting{c: c, cfg: cfg, in: in, result: ExportResult{Instance: id, JID: d.ID.String(), Counts: make(map[string]int)}}
 	if err = ex.copy(ctx, copied); err != nil {
-		return nil, errors.Join(fmt.Errorf("pgstore: exporting instance %s: %w", id, err), ex.end(context.WithoutCancel(ctx), false))
+		return nil, errors.Join(fmt.Errorf("pgstore: exporting instance %s: %w", id, err), ex.end(ctx, false))
 	}
 	if err = ex.end(ctx, true); err != nil {
 		return nil, fmt.Errorf("pgstore: exporting instance %s: %w", id, err)
@@ -232,6 +232,9 @@ func (ex *exporting) entry(row storedRow) (e portable.Entry, reason string) {
 			toCeiling(rec)
 		}
 	}
+	if preKey, ok := v.(*preKeyValue); ok && ex.in.markOf(row.Seq) == markAbandon {
+		preKey.Uploaded, preKey.Stale = true, true
+	}
 	e, err = entryOf(k, v)
 	if err != nil {
 		return nil, strings.TrimPrefix(err.Error(), ErrInvalidInput.Error()+": ")
@@ -362,30 +365,40 @@ func (ex *exporting) pairs(ctx context.Context, tx pgx.Tx, yield func(portable.E
 
 // end lets go of the instance, behind the fence or as it was.
 func (ex *exporting) end(ctx context.Context, fenced bool) error {
-	in := ex.in
-	if in == nil {
+	switch {
+	case ex.in == nil:
 		return nil
-	}
-	note := ""
-	if fenced {
-		note = cmp.Or(ex.cfg.Target, "entries")
+	case !fenced:
+		return ex.c.putBack(ctx, ex.in.id, ex.in.epoch())
 	}
 	err := ex.c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		var left bool
 		err := ex.c.pool.QueryRow(ctx, ex.c.sql(`WITH was AS (UPDATE {schema}.instances SET clean_at_epoch = epoch, process = NULL,
-				step_through = CASE WHEN $3 THEN greatest(step_through, seq) ELSE step_through END,
-				abandon_through = CASE WHEN $3 THEN greatest(abandon_through, seq) ELSE abandon_through END
+				step_through = greatest(step_through, seq), abandon_through = greatest(abandon_through, seq)
 			WHERE id = $1 AND epoch = $2 RETURNING id, `+byLibrary+`)
-			SELECT EXISTS (SELECT FROM was), (SELECT {schema}.audit_note(id, 'exported', 'to ' || $4) FROM was WHERE $3), pg_notify($5, ''), `+durably),
-			pgx.QueryExecModeExec, in.id, in.epoch(), fenced, note, ex.c.channel()).Scan(&left, nil, nil, nil)
+			SELECT EXISTS (SELECT FROM was), (SELECT {schema}.audit_note(id, 'exported', 'to ' || $3) FROM was), pg_notify($4, ''), `+durably),
+			pgx.QueryExecModeExec, ex.in.id, ex.in.epoch(), cmp.Or(ex.cfg.Target, "entries"), ex.c.channel()).Scan(&left, nil, nil, nil)
 		if err == nil && !left {
 			return ErrOwnershipLost
 		}
 		return err
 	})
-	if err != nil && fenced {
+	if err != nil {
 		return fmt.Errorf("the instance could not be fenced: %w", err)
-	} else if err != nil {
+	}
+	return nil
+}
+
+// putBack lets go of an instance that was taken for something that came to nothing. The take has noted what the owner before had left behind, and nothing was written since.
+func (c *Container) putBack(ctx context.Context, id string, epoch int64) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
+	defer cancel()
+	err := c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
+		_, err := c.pool.Exec(ctx, c.sql(`WITH was AS (UPDATE {schema}.instances SET clean_at_epoch = epoch, process = NULL WHERE id = $1 AND epoch = $2 RETURNING id)
+			SELECT id, pg_notify($3, '') FROM was`), pgx.QueryExecModeExec, id, epoch, c.channel())
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("the instance could not be let go of: %w", err)
 	}
 	return nil

@@ -97,7 +97,11 @@ func (c *Container) Import(ctx context.Context, id string, entries iter.Seq2[por
 		return nil, err
 	}
 	if err = pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error { return im.run(ctx, tx, next) }); err != nil {
-		return nil, fmt.Errorf("pgstore: importing instance %s: %w", im.result.Instance, withoutRows(err))
+		err = fmt.Errorf("pgstore: importing instance %s: %w", im.result.Instance, withoutRows(err))
+		if im.replace != 0 {
+			err = errors.Join(err, c.putBack(ctx, im.result.Instance, im.replace))
+		}
+		return nil, err
 	}
 	c.LIDMap.learn(im.creds.ownPair())
 	return &im.result, nil

@@ -1,6 +1,7 @@
 package migrate_test
 
 import (
+	"io"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 	"github.com/wataki/whatsmeow-pgstore/pgstore/audit"
 	"github.com/wataki/whatsmeow-pgstore/pgstore/migrate"
+	"github.com/wataki/whatsmeow-pgstore/pgstore/portable"
 )
 
 // A client that talked on sqlstore goes on talking here, without a QR code, with the sessions and the sender key that it had.
@@ -143,6 +145,14 @@ func TestP4ADeviceThatWasUsedHereIsNotImportedAgain(t *testing.T) {
 		_, err = migrate.FromSqlstore(ctx, c, from, migrate.Options{Exact: true})
 		require.ErrorIs(t, err, pgstore.ErrAlreadyTaken)
 
+		// One that fails after the take lets go of the instance, and nothing was burned.
+		broken := func(yield func(portable.Entry, error) bool) {
+			_ = yield(credentialsOf(t, from), nil) && yield(nil, io.ErrUnexpectedEOF)
+		}
+		_, err = c.Import(ctx, "", broken, pgstore.ImportConfig{Replace: true})
+		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+		require.True(t, scalar[bool](t, dsn, `SELECT process IS NULL AND clean_at_epoch = epoch AND abandon_through < seq FROM whatsmeow.instances`))
+
 		results, err := migrate.FromSqlstore(ctx, c, from, migrate.Options{Exact: true, Replace: true})
 		require.NoError(t, err)
 		require.False(t, results[0].Exact)
@@ -158,6 +168,18 @@ func TestP4ADeviceThatWasUsedHereIsNotImportedAgain(t *testing.T) {
 		require.NoError(t, err)
 		require.ErrorIs(t, ours.NCTSalt.PutNCTSalt(ctx, fill(1, 16)), pgstore.ErrOwnershipLost)
 	})
+}
+
+// credentialsOf are those of the only device of a sqlstore.
+func credentialsOf(t testing.TB, of migrate.Sqlstore) *portable.Credentials {
+	t.Helper()
+	d, err := container(of).GetFirstDevice(ctx)
+	require.NoError(t, err)
+	return &portable.Credentials{
+		JID: portable.Text(d.ID.String()), NoiseKey: d.NoiseKey.Priv[:], IdentityKey: d.IdentityKey.Priv[:],
+		SignedPreKey: d.SignedPreKey.Priv[:], SignedPreKeySignature: d.SignedPreKey.Signature[:], AdvDetails: d.Account.Details,
+		AdvAccountSig: d.Account.AccountSignature, AdvAccountSigKey: d.Account.AccountSignatureKey, AdvDeviceSig: d.Account.DeviceSignature,
+	}
 }
 
 // What sqlstore would have failed on at its use is left out and told, and keeps nothing else from coming along.
