@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"go.mau.fi/whatsmeow/store/sqlstore/upgrades"
@@ -293,4 +294,30 @@ func TestAnImportIsToldByTheAuditTrail(t *testing.T) {
 	require.Equal(t, "imported imported imported imported taken released imported taken released", scalar[string](t, dsn,
 		`SELECT string_agg(event, ' ' ORDER BY n) FROM whatsmeow.audit WHERE event <> 'flushed' AND event <> 'rewound'`))
 	require.Equal(t, 3, scalar[int](t, dsn, `SELECT count(*)::int FROM whatsmeow.audit WHERE detail ~ '^from sqlstore, 27 keys, sending chains are abandoned$'`))
+}
+
+// Rows that are not what was written are found before anything counts: here somebody's trigger drops one, or changes it.
+func TestAnImportWhoseRowsAreNotWhatWasWrittenIsUndone(t *testing.T) {
+	t.Parallel()
+	from := backends[0].open(t)
+	theirs := container(from)
+	fillDevice(t, theirs.NewDevice(), theirs.NewDevice())
+	for name, does := range map[string]string{"dropped": `RETURN NULL`, "changed": `new.data := jsonb_set(new.data, '{secret}', '"AAAA"'); RETURN new`} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := pgtest.Open(t)
+			c := open(t, dsn)
+			conn, err := pgx.Connect(ctx, dsn)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, conn.Close(ctx)) }()
+			_, err = conn.Exec(ctx, `CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN `+does+`; END $$;
+				CREATE TRIGGER meddle BEFORE INSERT ON whatsmeow.auth_keys FOR EACH ROW WHEN (new.key_type = 'message_secret') EXECUTE FUNCTION meddle()`)
+			require.NoError(t, err)
+			_, err = migrate.FromSqlstore(ctx, c, from, migrate.Options{})
+			require.ErrorContains(t, err, "rows are not what was written")
+			instances, err := c.Instances(ctx)
+			require.NoError(t, err)
+			require.Empty(t, instances)
+		})
+	}
 }
