@@ -242,7 +242,7 @@ func (c *Container) Instance(ctx context.Context, id string) (*store.Device, err
 }
 
 func checkInstanceID(id string) error {
-	if id == "" || len(id) > maxIDBytes || !text(id).storable() {
+	if id == "" || len(id) > maxIDBytes || !text(id).Storable() {
 		return fmt.Errorf("%w: instance id must be UTF-8 of 1 to %d bytes without NUL", ErrInvalidInput, maxIDBytes)
 	}
 	return nil

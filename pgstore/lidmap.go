@@ -616,9 +616,8 @@ func (m *LIDMap) save(ctx context.Context, pairs map[string]string) error {
 	return pgx.BeginFunc(ctx, m.c.pool, func(tx pgx.Tx) error { return m.saveIn(ctx, tx, pairs) })
 }
 
-// saveIn writes pairs in one order, so that two writers do not wait for each other in a circle.
-func (m *LIDMap) saveIn(ctx context.Context, tx pgx.Tx, pairs map[string]string) error {
-	lids, pns := make([]string, 0, len(pairs)), make([]string, 0, len(pairs))
+// sortedPairs are the columns of pairs in one order, so that two writers do not wait for each other in a circle.
+func sortedPairs(pairs map[string]string) (lids, pns []string) {
 	for pn := range pairs {
 		pns = append(pns, pn)
 	}
@@ -627,6 +626,11 @@ func (m *LIDMap) saveIn(ctx context.Context, tx pgx.Tx, pairs map[string]string)
 		lids = append(lids, keyID(pairs[pn]))
 		pns[i] = keyID(pn)
 	}
+	return lids, pns
+}
+
+func (m *LIDMap) saveIn(ctx context.Context, tx pgx.Tx, pairs map[string]string) error {
+	lids, pns := sortedPairs(pairs)
 	// Two joins, each on a column with an index: one over both would compare every pair with every row.
 	if _, err := tx.Exec(ctx, m.c.sql(`WITH n AS (SELECT * FROM unnest($1::text[], $2::text[]) AS n (lid, pn)),
 		old AS (SELECT l.lid FROM {schema}.lid_map l WHERE l.lid IN (
@@ -650,10 +654,17 @@ func (m *LIDMap) saveIn(ctx context.Context, tx pgx.Tx, pairs map[string]string)
 
 // ownPair is the device's own mapping, which must be durable with the device: without it messages to our own phone have no address.
 func ownPair(d *store.Device) map[string]string {
-	if d.LID.IsEmpty() || d.ID == nil || d.ID.Server != types.DefaultUserServer || d.LID.Server != types.HiddenUserServer {
+	if d.ID == nil {
 		return nil
 	}
-	return map[string]string{d.ID.User: d.LID.User}
+	return pairOf(*d.ID, d.LID)
+}
+
+func pairOf(pn, lid types.JID) map[string]string {
+	if lid.IsEmpty() || pn.Server != types.DefaultUserServer || lid.Server != types.HiddenUserServer {
+		return nil
+	}
+	return map[string]string{pn.User: lid.User}
 }
 
 func (m *LIDMap) putOwn(ctx context.Context, tx pgx.Tx, d *store.Device) error {
@@ -664,10 +675,38 @@ func (m *LIDMap) putOwn(ctx context.Context, tx pgx.Tx, d *store.Device) error {
 	return m.saveIn(ctx, tx, pair)
 }
 
-func (m *LIDMap) learnOwn(d *store.Device) {
-	if pair := ownPair(d); pair != nil {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.learnLocked(pair)
+func (m *LIDMap) learnOwn(d *store.Device) { m.learn(ownPair(d)) }
+
+// learn makes pairs visible that are in the table.
+func (m *LIDMap) learn(pairs map[string]string) {
+	if len(pairs) == 0 {
+		return
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.learnLocked(pairs)
+}
+
+// add stores the pairs that contradict none that is there, in a transaction of their own, and says how many were new.
+func (m *LIDMap) add(ctx context.Context, pairs map[string]string) (stored int, err error) {
+	lids, pns := sortedPairs(pairs)
+	news := make(map[string]string)
+	err = m.c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
+		rows, err := m.c.pool.Query(ctx, m.c.sql(`INSERT INTO {schema}.lid_map (lid, pn) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING RETURNING lid, pn`),
+			pgx.QueryExecModeExec, lids, pns)
+		if err != nil {
+			return err
+		}
+		var lid, pn string
+		_, err = pgx.ForEachRow(rows, []any{&lid, &pn}, func() error {
+			news[unescapeID(pn)] = unescapeID(lid)
+			return nil
+		})
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("storing LID mappings: %w", err)
+	}
+	m.learn(news)
+	return len(news), nil
 }

@@ -140,7 +140,7 @@ func (v *recordValue) MarshalJSON() ([]byte, error) {
 	}
 	beside := form.sends.beside(v)
 	t := text(form.record)
-	if !looksLikeRecord(form.record) || !json.Valid(form.record) || !t.storable() {
+	if !looksLikeRecord(form.record) || !json.Valid(form.record) || !t.Storable() {
 		beside.RecordB64 = form.record
 		return json.Marshal(beside)
 	}

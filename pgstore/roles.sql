@@ -16,6 +16,8 @@ GRANT USAGE ON ALL SEQUENCES IN SCHEMA whatsmeow TO pgstore_run;
 REVOKE EXECUTE ON FUNCTION whatsmeow.audit_flush, whatsmeow.audit_note FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION whatsmeow.audit_flush, whatsmeow.audit_note TO pgstore_run;
 
+-- To let who runs erase an instance with its trail (Container.Erase), grant EXECUTE ON FUNCTION whatsmeow.audit_erase. Else the owner of the schema erases.
+
 -- Who looks sees who has what, sizes, counters and the trail, and no key.
 GRANT SELECT ON whatsmeow.schema_info, whatsmeow.instances, whatsmeow.processes, whatsmeow.owners, whatsmeow.process_load, whatsmeow.instance_sizes,
     whatsmeow.session_counters, whatsmeow.sender_key_counters,

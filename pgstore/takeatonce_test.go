@@ -160,10 +160,11 @@ func (o *opener) open(name string) error {
 	} else if err != nil {
 		return err
 	}
-	for n := range 3 {
-		if err = d.Identities.PutIdentity(ctx, fmt.Sprintf("%s_%d:%d", o.name, o.round, n), [32]byte{1}); err != nil {
-			break // the other one has it
-		}
+	for n := 0; n < 3 && err == nil; n++ { // unless the other one has it
+		err = d.Identities.PutIdentity(ctx, fmt.Sprintf("%s_%d:%d", o.name, o.round, n), [32]byte{1})
 	}
-	return nil
+	if errors.Is(err, pgstore.ErrOwnershipLost) {
+		return nil
+	}
+	return err
 }

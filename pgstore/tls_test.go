@@ -21,7 +21,7 @@ func TestP12TLSWithClientCertificates(t *testing.T) {
 	c, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn, Lease: time.Second})
 	require.NoError(t, err)
 	pair(t, c.NewDevice())
-	require.EqualValues(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.owners WHERE alive`))
+	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.owners WHERE alive`))
 	require.NotZero(t, scalar[int](t, dsn, `SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE client_port > 0`))
 	require.Zero(t, scalar[int](t, dsn, `SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE client_port > 0 AND (NOT ssl OR client_dn <> '/CN=postgres')`))
 	require.NoError(t, c.Close())

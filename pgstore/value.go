@@ -5,10 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
-	"strings"
-	"unicode/utf8"
 
 	"github.com/wataki/whatsmeow-pgstore/cache"
+	"github.com/wataki/whatsmeow-pgstore/pgstore/portable"
 )
 
 // value is what the cache holds. A value never changes after it was put.
@@ -69,34 +68,8 @@ func equal(a, b value) bool {
 	return reflect.DeepEqual(a, b)
 }
 
-// text is a string that a stranger may have sent. JSONB knows neither NUL nor broken UTF-8, so such a
-// string is stored as {"b64": …}; every other one as itself.
-type text string
-
-func (t text) storable() bool {
-	return utf8.ValidString(string(t)) && !strings.ContainsRune(string(t), 0)
-}
-
-// MarshalJSON implements [json.Marshaler].
-func (t text) MarshalJSON() ([]byte, error) {
-	if t.storable() {
-		return json.Marshal(string(t))
-	}
-	return json.Marshal(map[string][]byte{"b64": []byte(t)})
-}
-
-// UnmarshalJSON implements [json.Unmarshaler].
-func (t *text) UnmarshalJSON(b []byte) error {
-	if len(b) > 0 && b[0] == '{' {
-		var boxed struct {
-			B64 []byte `json:"b64"`
-		}
-		err := json.Unmarshal(b, &boxed)
-		*t = text(boxed.B64)
-		return err
-	}
-	return json.Unmarshal(b, (*string)(t))
-}
+// text is a string that a stranger may have sent.
+type text = portable.Text
 
 // bytesValue is {"value": base64}: identities, the NCT salt.
 type bytesValue struct {

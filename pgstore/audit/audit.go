@@ -65,6 +65,7 @@ type Report struct {
 	Breaks    []Break
 	Outsiders []Outsider
 	Heads     map[string]Head // by instance
+	Erased    []string        // instances whose trail begins with the word that they were erased, see pgstore.Container.Erase; heads from before that are not missed
 }
 
 // Options say what to verify. The zero value means all instances of the default schema.
@@ -193,6 +194,10 @@ func (v *verifier) instance(ctx context.Context, id string) error {
 	}
 	earlier := v.options.Heads[id]
 	seen := earlier.N == 0 || slices.ContainsFunc(anchors, func(a Head) bool { return a.N == earlier.N && bytes.Equal(a.Hash, earlier.Hash) })
+	if len(entries) > 0 && entries[0].event == "erased" {
+		v.report.Erased = append(v.report.Erased, id)
+		seen = seen || earlier.N < last.N // what was before is gone
+	}
 	for _, e := range entries {
 		if e.n != last.N+1 {
 			v.broken(id, e.n, "%d entries before it are missing, or one is there twice", e.n-last.N-1)

@@ -290,13 +290,14 @@ func TestRolesCannotOverstep(t *testing.T) {
 	require.NoError(t, d.Save(ctx))
 	signaltest.Meet(t, signaltest.NewPeer(signaltest.NewMemoryPhone(new(pgstore.Container).NewDevice())), signaltest.NewPeer(d))
 	require.NoError(t, c.Flush(ctx))
+	require.ErrorIs(t, c.Erase(ctx, pgstore.InstanceID(d)), pgstore.ErrRefused)
 	require.NoError(t, c.Close())
 
 	trail := []string{
 		`INSERT INTO whatsmeow.audit SELECT * FROM whatsmeow.audit`, `UPDATE whatsmeow.audit SET detail = ''`, `DELETE FROM whatsmeow.audit`, `TRUNCATE whatsmeow.audit`,
 		`INSERT INTO whatsmeow.audit_keys SELECT * FROM whatsmeow.audit_keys`, `UPDATE whatsmeow.audit_keys SET op = ''`, `DELETE FROM whatsmeow.audit_keys`,
 		`UPDATE whatsmeow.audit_heads SET n = 0`, `DELETE FROM whatsmeow.audit_heads`, `DELETE FROM whatsmeow.audit_anchors`,
-		`DROP TABLE whatsmeow.audit_default`, `SELECT whatsmeow.audit_drop(now())`, `SELECT whatsmeow.audit_append('a', 'taken', 1, 1, '', '')`,
+		`DROP TABLE whatsmeow.audit_default`, `SELECT whatsmeow.audit_drop(now())`, `SELECT whatsmeow.audit_append('a', 'taken', 1, 1, '', '')`, `SELECT whatsmeow.audit_erase('a')`,
 		`ALTER TABLE whatsmeow.auth_keys DISABLE TRIGGER audit_outsider`, `DROP TRIGGER audit_outsider ON whatsmeow.auth_keys`, `SET session_replication_role = replica`,
 		`CREATE TABLE whatsmeow.mine ()`, `ALTER TABLE whatsmeow.auth_keys ADD COLUMN mine int`, `UPDATE whatsmeow.schema_info SET version = 0`,
 	}

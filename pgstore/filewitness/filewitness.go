@@ -66,6 +66,7 @@ func (f *File) Save(_ context.Context, marks map[string]pgstore.Mark) error {
 	}
 	next := maps.Clone(f.marks)
 	maps.Copy(next, marks)
+	maps.DeleteFunc(next, func(_ string, m pgstore.Mark) bool { return m == pgstore.Mark{} }) // as Load answers without one
 	data, err := json.Marshal(next)
 	if err != nil {
 		return fmt.Errorf("filewitness: %w", err)
