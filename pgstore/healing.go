@@ -10,7 +10,7 @@ import (
 // anew (replay.go), and the instance is released, healed and cleanly left, for the next who takes it. No QR code is needed.
 //
 // Disconnect its client first: whoever has the instance loses it, as with every take; if that is this container, its stores fail with [ErrReleased]. The error is
-// [ErrDeviceDeleted] if there is no such instance. After an error it may be called again; what is healed twice costs another bundle for each chat.
+// [ErrNoInstance] if there is no such instance. After an error it may be called again; what is healed twice costs another bundle for each chat.
 func (c *Container) Heal(ctx context.Context, id string) error {
 	if err := c.Release(ctx, id); err != nil {
 		return err
@@ -22,7 +22,7 @@ func (c *Container) Heal(ctx context.Context, id string) error {
 	case err != nil:
 		return err
 	case d == nil:
-		return ErrDeviceDeleted
+		return ErrNoInstance
 	}
 	return c.Release(ctx, id)
 }

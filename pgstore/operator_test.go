@@ -34,7 +34,7 @@ func TestP4HealedByHandNoChainIsSentOnAgain(t *testing.T) {
 	require.Error(t, err, "it is abandoned, so that the client fetches a bundle")
 	signaltest.Say(t, theirs, ours, "in")
 	signaltest.Say(t, ours, theirs, "out")
-	require.ErrorIs(t, c.Heal(ctx, "nobody"), pgstore.ErrDeviceDeleted)
+	require.ErrorIs(t, c.Heal(ctx, "nobody"), pgstore.ErrNoInstance)
 }
 
 // P6: what is healed by hand is taken first, so its owner is told.
@@ -85,7 +85,7 @@ func TestPruneDeletesWhatIsOlderAndNothingElse(t *testing.T) {
 	_, err = c.Prune(ctx, id, pgstore.Retention{MessageSecrets: -1})
 	require.ErrorIs(t, err, pgstore.ErrInvalidInput)
 	_, err = c.Prune(ctx, "nobody", pgstore.Retention{MessageSecrets: time.Hour})
-	require.ErrorIs(t, err, pgstore.ErrDeviceDeleted)
+	require.ErrorIs(t, err, pgstore.ErrNoInstance)
 }
 
 func TestMigrateAloneDecidesNothing(t *testing.T) {

@@ -30,7 +30,7 @@ type Pruned struct {
 
 // Prune deletes what is older than keep says, of an instance: the way that every write goes, so it takes the instance as its first write would if this container does
 // not have it, and clients of this container go on meanwhile. It returns when that is durable; after an error, part of it may be deleted. The error is
-// [ErrDeviceDeleted] if there is no such instance.
+// [ErrNoInstance] if there is no such instance.
 func (c *Container) Prune(ctx context.Context, id string, keep Retention) (p Pruned, err error) {
 	for name, age := range map[string]time.Duration{"BufferedEvents": keep.BufferedEvents, "OutgoingEvents": keep.OutgoingEvents, "MessageSecrets": keep.MessageSecrets} {
 		if age < 0 {
@@ -41,7 +41,7 @@ func (c *Container) Prune(ctx context.Context, id string, keep Retention) (p Pru
 	if err != nil {
 		return p, err
 	} else if d == nil {
-		return p, ErrDeviceDeleted
+		return p, ErrNoInstance
 	}
 	in, err := c.instance(ctx, id)
 	if err != nil {

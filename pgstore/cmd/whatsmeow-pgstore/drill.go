@@ -242,5 +242,5 @@ func (a *app) printDrill(d *drill) {
 	}
 	a.printf("\n")
 	columns(a.out, []any{"instance", "", ""}, rows)
-	a.printf("\n%d instances, %d healed, %d sending chains abandoned, %d failed, in %s\n", len(d.Instances), healed, chains, bad, age(seconds(d.Seconds)))
+	a.printf("\n%d instances, %d healed, %d sending chains abandoned, %d failed, in %s\n", len(d.Instances), healed, chains, bad, lasting(seconds(d.Seconds)))
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
+	"github.com/wataki/whatsmeow-pgstore/pgstore/migrate"
 )
 
 const (
@@ -51,13 +52,16 @@ func refused(format string, args ...any) error {
 	return &exitError{exitRefused, fmt.Errorf(format, args...)}
 }
 
+// refusals are errors of the library that say what may not be.
+var refusals = []error{pgstore.ErrRealm, pgstore.ErrLeased, pgstore.ErrAlreadyTaken, pgstore.ErrDeviceConflict, migrate.ErrDeviceExists, migrate.ErrArchiveIsCopy}
+
 // ran gives what a command returns its exit code. What has none afterwards comes from cobra, which has found the command line wrong.
 func ran(err error) error {
 	var known *exitError
 	switch {
 	case err == nil, errors.As(err, &known):
 		return err
-	case errors.Is(err, pgstore.ErrRealm), errors.Is(err, pgstore.ErrLeased):
+	case slices.ContainsFunc(refusals, func(refusal error) bool { return errors.Is(err, refusal) }):
 		return &exitError{exitRefused, err}
 	case away(err):
 		return &exitError{exitAway, err}
@@ -83,7 +87,7 @@ func away(err error) bool {
 		return strings.HasPrefix(pgErr.Code, "08") || slices.Contains([]string{"53300", "57P01", "57P02", "57P03"}, pgErr.Code)
 	}
 	var connect *pgconn.ConnectError
-	var network net.Error
+	var network *net.OpError // net.Error is also what is wrong with a file
 	return errors.Is(err, pgstore.ErrUnavailable) || errors.As(err, &connect) || errors.As(err, &network) ||
 		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded)
 }

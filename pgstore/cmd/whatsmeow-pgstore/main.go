@@ -72,7 +72,7 @@ The database is named by --dsn or, better, by PGSTORE_DSN: other users of the ma
 	flags.BoolVar(&a.json, "json", false, "print JSON")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "tell on standard error what the library logs")
 	root.AddCommand(a.migrateCommand(), a.instancesCommand(), a.statsCommand(), a.topCommand(), a.auditCommand(),
-		a.healCommand(), a.releaseCommand(), a.pruneCommand(), a.doctorCommand(), a.drillCommand())
+		a.healCommand(), a.releaseCommand(), a.pruneCommand(), a.doctorCommand(), a.drillCommand(), a.importCommand(), a.exportCommand())
 	return root
 }
 

@@ -84,8 +84,8 @@ func bytes(n int64) string {
 	return humanize.IBytes(uint64(n))
 }
 
-// age is a duration with a precision that people want.
-func age(d time.Duration) string {
+// lasting is a duration with a precision that people want.
+func lasting(d time.Duration) string {
 	switch {
 	case d < 0:
 		return "0s"

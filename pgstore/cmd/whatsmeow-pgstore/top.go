@@ -139,11 +139,11 @@ func (f *frame) String() string {
 	b.WriteString(f.At.UTC().Format("2006-01-02 15:04:05") + "  " + f.summary() + "\n\n")
 	var rows [][]any
 	for _, p := range f.Processes {
-		heard := green(age(seconds(p.HeartbeatAge)))
+		heard := green(lasting(seconds(p.HeartbeatAge)))
 		if !p.Alive {
-			heard = red(age(seconds(p.HeartbeatAge)), " ago")
+			heard = red(lasting(seconds(p.HeartbeatAge)), " ago")
 		}
-		pending := age(seconds(p.PendingFor))
+		pending := lasting(seconds(p.PendingFor))
 		if p.Pending == 0 {
 			pending = "-"
 		} else if seconds(p.PendingFor) > 10*time.Second {
