@@ -31,6 +31,7 @@ type app struct {
 const (
 	defaultWait    = 30 * time.Second
 	connectTimeout = 10 * time.Second
+	closeTimeout   = 30 * time.Second
 )
 
 func version() string {
@@ -126,7 +127,7 @@ func (a *app) checkRealm(s settings) error {
 }
 
 // container opens the database as a process that takes instances: from the living only if it is forced. Close it before the database.
-func (a *app) container(ctx context.Context, db *database, command string, forced bool, edit ...func(*pgstore.Config)) (*pgstore.Container, error) {
+func (a *app) container(ctx context.Context, db *database, command string, forced bool) (*pgstore.Container, error) {
 	s, err := db.settings(ctx)
 	if err != nil {
 		return nil, err
@@ -146,12 +147,16 @@ func (a *app) container(ctx context.Context, db *database, command string, force
 	if err = db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+db.schema+`.audit_keys)`).Scan(&all); err == nil && all {
 		cfg.Audit = pgstore.AuditAll
 	}
-	for _, f := range edit {
-		f(&cfg)
-	}
 	ctx, cancel := context.WithTimeout(ctx, a.wait)
 	defer cancel()
 	return pgstore.NewWithConfig(ctx, cfg)
+}
+
+// closed ends a container, also when the command has been interrupted: it lets go of what it has taken.
+func closed(ctx context.Context, c *pgstore.Container) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	return c.Shutdown(ctx)
 }
 
 // owner is how this process is called in the instances table.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
@@ -106,10 +107,7 @@ func backend(ctx context.Context, conn queryRower) (pid uint32, err error) {
 }
 
 // sharesServers says whether a client is given the server process of another one, or another process than before, while the other is in a transaction.
-func sharesServers(ctx context.Context, first, second interface {
-	queryRower
-	Begin(ctx context.Context) (pgx.Tx, error)
-}) (bool, error) {
+func sharesServers(ctx context.Context, first, second *pgxpool.Conn) (bool, error) {
 	before, err := backend(ctx, first)
 	if err != nil {
 		return false, err
@@ -135,7 +133,7 @@ func (db *database) checkClock(ctx context.Context) (finding, error) {
 	if err != nil {
 		return finding{}, err
 	}
-	if skew := max(began.Sub(now), now.Sub(time.Now())); skew > skewTold {
+	if skew := max(began.Sub(now), time.Until(now)); skew > skewTold {
 		return warn("synchronize both clocks (NTP); times of messages and logs are wrong, nothing else", "this machine's clock and the server's are %v apart", skew.Round(time.Second)), nil
 	}
 	return ok("this machine's clock and the server's agree"), nil

@@ -150,7 +150,7 @@ func (a *app) drill(ctx context.Context, db *database, names []string) (*drill, 
 	}
 	_ = bar.Close()
 	d.Seconds = time.Since(began).Seconds()
-	return d, c.Close()
+	return d, closed(ctx, c)
 }
 
 // named are the instances that are called so, or all.
@@ -219,7 +219,7 @@ func (a *app) printDrill(d *drill) {
 	if d.Audit != nil {
 		a.printVerification(d.Audit)
 	}
-	var rows [][]any
+	rows := make([][]any, 0, len(d.Instances))
 	healed, chains, bad := 0, int64(0), 0
 	for _, i := range d.Instances {
 		state, what := green("opens"), ""

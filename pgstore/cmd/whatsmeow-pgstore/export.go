@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"strings"
 
@@ -146,7 +145,7 @@ func (a *app) exporting(ctx context.Context, db *database, name string, takes, y
 		if err = db.refuseLiving(ctx, o.ID, force); err != nil {
 			return err
 		}
-		if err = a.confirm(yes, fmt.Sprintf("%s will be handed over, and is of the past here then. Go on?", shown(o.ID))); err != nil {
+		if err = a.confirm(yes, shown(o.ID)+" will be handed over, and is of the past here then. Go on?"); err != nil {
 			return err
 		}
 	}
@@ -162,7 +161,7 @@ func (a *app) exporting(ctx context.Context, db *database, name string, takes, y
 		_ = bar.Set(p.Done)
 	})
 	_ = bar.Finish()
-	if err = errors.Join(err, c.Close()); err != nil {
+	if err = errors.Join(err, closed(ctx, c)); err != nil {
 		return err
 	}
 	e := exported{result.Instance, result.JID, result.Counts, leftOuts(result.Skipped), takes}

@@ -92,7 +92,7 @@ brought up to date first, by whatsmeow's own code; --skip-upgrade leaves the sou
 			opts := migrate.Options{Exact: i.stopped, Replace: i.replace, SkipUpgrade: skipUpgrade}
 			for _, d := range devices {
 				jid, err := types.ParseJID(d)
-				if err != nil {
+				if err != nil || jid.User == "" {
 					return usage("--device %q is no JID", d)
 				}
 				opts.Devices = append(opts.Devices, jid)
@@ -232,7 +232,7 @@ func (a *app) importing(ctx context.Context, db *database, i importing, fn func(
 		return err
 	}
 	results, err := fn(c)
-	err = errors.Join(err, c.Close())
+	err = errors.Join(err, closed(ctx, c))
 	if len(results) == 0 && err != nil {
 		return err
 	}
@@ -240,7 +240,7 @@ func (a *app) importing(ctx context.Context, db *database, i importing, fn func(
 }
 
 func (a *app) printImported(results []*pgstore.ImportResult) error {
-	all := []imported{}
+	all := make([]imported, 0, len(results))
 	for _, r := range results {
 		all = append(all, imported{r.Instance, r.JID, r.Counts, r.Sampled, leftOuts(r.Skipped), r.LIDPairs, r.LIDPairsKept, r.NextPreKeyID, r.Exact})
 	}

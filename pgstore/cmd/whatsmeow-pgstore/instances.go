@@ -156,7 +156,7 @@ func (a *app) printDetails(d *instanceDetails) {
 }
 
 func (a *app) printSizes(sizes []keySize) {
-	var rows [][]any
+	rows := make([][]any, 0, len(sizes))
 	for _, s := range sizes {
 		last := "-"
 		if s.LastWrite != nil {

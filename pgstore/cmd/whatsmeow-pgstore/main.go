@@ -21,7 +21,7 @@ func main() {
 // execute runs a command line and returns its exit code.
 func execute(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) int {
 	a := &app{out: out, errs: errs, in: in}
-	root := a.root()
+	root := a.root() //nolint:contextcheck // its commands get the context when they run
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)

@@ -48,7 +48,7 @@ func columns(w io.Writer, header []any, rows [][]any, right ...int) {
 	style.Box.PaddingLeft, style.Box.PaddingRight = "", "  "
 	t.SetStyle(style)
 	t.SuppressTrailingSpaces()
-	var configs []table.ColumnConfig
+	configs := make([]table.ColumnConfig, 0, len(right))
 	for _, n := range right {
 		configs = append(configs, table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight})
 	}

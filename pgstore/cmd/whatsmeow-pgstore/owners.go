@@ -82,7 +82,7 @@ func (a *app) taking(ctx context.Context, db *database, command, id string, forc
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.Close()) }()
+	defer func() { err = errors.Join(err, closed(ctx, c)) }()
 	ctx, cancel := context.WithTimeout(ctx, a.wait)
 	defer cancel()
 	if err = fn(ctx, c); err == nil || ctx.Err() == nil {

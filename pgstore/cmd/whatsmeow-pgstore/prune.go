@@ -143,7 +143,7 @@ func (a *app) pruneInstances(ctx context.Context, db *database, names []string, 
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = c.Close() }() // each instance is released, and that tells what could not be saved
+	defer func() { _ = closed(ctx, c) }() // each instance is released, and that tells what could not be saved
 	bar := a.progress(len(ids), "pruning")
 	defer func() { _ = bar.Close() }()
 	done := []prunedInstance{}

@@ -123,14 +123,14 @@ func (a *app) printStatistics(s *statistics) {
 	a.printSizes(s.ByType)
 	if len(s.Largest) > 0 {
 		a.printf("\n")
-		var rows [][]any
+		rows := make([][]any, 0, len(s.Largest))
 		for _, i := range s.Largest {
 			rows = append(rows, []any{shown(i.Instance), i.Keys, bytes(i.Bytes)})
 		}
 		columns(a.out, []any{"largest", "keys", "bytes"}, rows, 2, 3)
 	}
 	a.printf("\n")
-	var rows [][]any
+	rows := make([][]any, 0, len(s.Tables))
 	for _, t := range s.Tables {
 		vacuumed := "-"
 		if t.LastAutovacuum != nil {

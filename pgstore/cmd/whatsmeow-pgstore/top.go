@@ -137,7 +137,7 @@ func (a *app) topOnce(ctx context.Context, db *database, interval time.Duration)
 func (f *frame) String() string {
 	var b strings.Builder
 	b.WriteString(f.At.UTC().Format("2006-01-02 15:04:05") + "  " + f.summary() + "\n\n")
-	var rows [][]any
+	rows := make([][]any, 0, len(f.Processes))
 	for _, p := range f.Processes {
 		heard := green(lasting(seconds(p.HeartbeatAge)))
 		if !p.Alive {
@@ -227,10 +227,10 @@ func (a *app) topLive(ctx context.Context, db *database, interval time.Duration)
 		return db.look(ctx, before)
 	}
 	_, err := tea.NewProgram(topModel{look: asking, interval: interval}, tea.WithContext(ctx), tea.WithInput(a.in), tea.WithOutput(a.out)).Run()
-	if ctx.Err() != nil {
-		return nil // it was ended from outside
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	return nil // it was ended from outside
 }
 
 func (f *frame) summary() string {

@@ -134,8 +134,23 @@ func TestASchemaThatIsMissingIsTold(t *testing.T) {
 func TestHelp(t *testing.T) {
 	t.Parallel()
 	commands := [][]string{
-		{}, {"migrate"}, {"migrate", "up"}, {"migrate", "status"}, {"instances"}, {"instances", "list"}, {"instances", "show"}, {"stats"}, {"top"},
-		{"audit"}, {"audit", "tail"}, {"audit", "verify"}, {"heal"}, {"release"}, {"prune"}, {"doctor"}, {"drill"},
+		{},
+		{"migrate"},
+		{"migrate", "up"},
+		{"migrate", "status"},
+		{"instances"},
+		{"instances", "list"},
+		{"instances", "show"},
+		{"stats"},
+		{"top"},
+		{"audit"},
+		{"audit", "tail"},
+		{"audit", "verify"},
+		{"heal"},
+		{"release"},
+		{"prune"},
+		{"doctor"},
+		{"drill"},
 	}
 	for _, c := range commands {
 		r := start(t, nil, append(c, "--help")...)
