@@ -126,7 +126,7 @@ func TestAnyProcessAnswersAnyRequest(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"id", "another", "support"}, []string{rows[0][0], rows[1][0], rows[2][0]})
 	one.problem(t, errInvalid, http.MethodGet, "/v1/export?format=xml", nil)
-	require.Contains(t, string(two.ask(t, http.StatusOK, http.MethodGet, "/metrics", nil, nil).body), "pgstore_flushes_total")
+	require.Contains(t, string(two.ask(t, http.StatusOK, http.MethodGet, "/metrics", nil, nil).body), `pgstore_flush_duration_seconds_count{result="ok"}`)
 	two.ask(t, http.StatusOK, http.MethodGet, "/healthz", nil, nil)
 	two.ask(t, http.StatusOK, http.MethodGet, "/readyz", nil, nil)
 	two.ask(t, http.StatusOK, http.MethodGet, "/openapi.yaml", nil, nil)

@@ -18,7 +18,7 @@
 //	stream.go     server-sent events
 //	webhook.go    what came in goes out, signed, until it is taken
 //	guard.go      who may come in, and how much; problem.go how it says no
-//	metrics.go    numbers for Prometheus
+//	metrics.go    numbers for Prometheus; probes.go whether it lives, and should be asked
 //	page/         the page; openapi.yaml, compose.yaml, kubernetes.yaml and Dockerfile speak for themselves
 //
 // demo.go, stage.go, process.go and caller.go are the demo, which a real gateway leaves out.

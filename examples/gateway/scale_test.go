@@ -139,7 +139,9 @@ func (d *sqlDevices) Instance(context.Context, string) (*store.Device, error) {
 
 func (d *sqlDevices) Release(context.Context, string) error { return nil }
 
-func (d *sqlDevices) Stats() pgstore.Stats { return pgstore.Stats{} }
+func (d *sqlDevices) Health(context.Context) pgstore.Health { return d.Liveness() }
+
+func (d *sqlDevices) Liveness() pgstore.Health { return pgstore.Health{Live: true, Ready: true} }
 
 // linkDevice links a device of a new account, and returns the account.
 func linkDevice(ctx context.Context, server *waserver.Server, device *store.Device) (*number, error) {
