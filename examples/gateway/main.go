@@ -117,7 +117,9 @@ func serve(ctx context.Context, cfg config, other seams) (err error) {
 	defer probes.Close() //nolint:errcheck // it goes on until all else has ended
 	var serving sync.WaitGroup
 	var serveErr error
-	serving.Go(func() { serveErr = server.Serve(limitConnections(listener, cfg.maxConns, cfg.maxConnsPerAddress)) })
+	serving.Go(func() {
+		serveErr = server.Serve(limitConnections(listener, cfg.maxConns, cfg.maxConnsPerAddress, g.metrics.connections))
+	})
 	log.Info("gateway listens", "address", listener.Addr().String(), "advertised", cfg.advertise, "name", cfg.name)
 	if other.announce != nil {
 		_, _ = fmt.Fprintln(other.announce, cfg.advertise)
@@ -157,7 +159,7 @@ func serveProbes(ctx context.Context, cfg config, g *gateway, log *slog.Logger) 
 		return nil, err
 	}
 	log.Info("probes are answered", "address", listener.Addr().String())
-	go func() { _ = server.Serve(limitConnections(listener, maxProbes, maxProbes)) }() // until Close
+	go func() { _ = server.Serve(limitConnections(listener, maxProbes, maxProbes, g.metrics.probeConnections)) }() // until Close
 	return server, nil
 }
 

@@ -14,17 +14,20 @@ import (
 // metrics are a process's numbers, beside those of the store, for which there are a dashboard and alerts in pgstore/metrics. None has an instance as a
 // label: there may be thousands.
 type metrics struct {
-	registry              *prometheus.Registry
-	received, sent, codes prometheus.Counter
-	webhooks              *prometheus.CounterVec
-	requests              *prometheus.HistogramVec
+	registry                      *prometheus.Registry
+	received, sent, codes         prometheus.Counter
+	connections, probeConnections prometheus.Gauge
+	webhooks                      *prometheus.CounterVec
+	requests                      *prometheus.HistogramVec
 }
 
 func newMetrics(g *gateway, registry *prometheus.Registry) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "gateway_" + name + "_total", Help: help})
 	}
+	connections := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gateway_connections", Help: "Connections that are open."}, []string{"to"})
 	m := &metrics{
+		connections: connections.WithLabelValues("api"), probeConnections: connections.WithLabelValues("probes"),
 		registry: registry,
 		received: counter("messages_received", "Messages that came in."),
 		sent:     counter("messages_sent", "Messages that were sent."),
@@ -34,7 +37,7 @@ func newMetrics(g *gateway, registry *prometheus.Registry) *metrics {
 			Name: "gateway_request_seconds", Help: "How long requests took.", Buckets: prometheus.ExponentialBuckets(0.001, 3, 10),
 		}, []string{"route", "code"}),
 	}
-	registry.MustRegister(m.received, m.sent, m.codes, m.webhooks, m.requests, &instanceCollector{g},
+	registry.MustRegister(m.received, m.sent, m.codes, connections, m.webhooks, m.requests, &instanceCollector{g},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if store, ok := g.store.(*pgstore.Container); ok {
 		registry.MustRegister(storemetrics.New(store))
