@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -146,8 +147,9 @@ func (s *stage) phones(ctx context.Context) error {
 	defer scanning.Wait()
 	for ctx.Err() == nil {
 		var all struct{ Instances []instanceInfo }
+		before := s.all()
 		if err := s.api.call(ctx, http.MethodGet, "/v1/instances", nil, &all); err == nil {
-			for _, id := range s.look(all.Instances) {
+			for _, id := range s.look(before, all.Instances) {
 				scanning.Go(func() {
 					wait(ctx, fetching)
 					if err := s.scan(ctx, id); err != nil && ctx.Err() == nil {
@@ -161,8 +163,8 @@ func (s *stage) phones(ctx context.Context) error {
 	return nil
 }
 
-// look notes which numbers are gone, and returns the instances that have begun to show a code.
-func (s *stage) look(all []instanceInfo) (showing []string) {
+// look notes which of the numbers that were there before the instances were listed are gone, and returns the instances that have begun to show a code.
+func (s *stage) look(before map[string]*number, all []instanceInfo) (showing []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	linked := make(map[string]bool)
@@ -174,7 +176,7 @@ func (s *stage) look(all []instanceInfo) (showing []string) {
 		}
 		s.scanning[i.ID] = pairing
 	}
-	for id, n := range s.numbers {
+	for id, n := range before {
 		n.gone = n.gone || !linked[id]
 	}
 	return showing
@@ -199,6 +201,12 @@ func (s *stage) linked() (ids []string) {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+func (s *stage) all() map[string]*number {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.numbers)
 }
 
 func (s *stage) number(id string) *number {
