@@ -13,7 +13,7 @@ import (
 func TestTheDemoLosesNothingWhateverProcessEnds(t *testing.T) {
 	t.Parallel()
 	d := startDemo(t, "-demo-pace", "3s")
-	require.Eventually(t, func() bool { return strings.Count(d.said(), "gets SIGTERM") == 2 }, 2*time.Minute, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Count(d.said(), "gets SIGTERM") == 2 }, 2*atMost, 50*time.Millisecond)
 	said := d.end(t)
 	require.Equal(t, 2, strings.Count(said, "is killed, without a chance to let go"))
 	counts := regexp.MustCompile(`(?m)^Instances that were linked: 20\nQR codes: 20\nMessages that came in: (\d+), webhooks: (\d+)\nMessages that were sent: (\d+), arrived: (\d+)\n` +

@@ -17,11 +17,14 @@ import (
 // Who comes in, in this order: a connection, if its address has not too many of them; a request that comes from no other site's page; one that has
 // the key, or the secret of the other processes; if there are not too many; with as many bytes as it may have.
 
+// headerTimeout is how long a caller may take to say what he wants.
+const headerTimeout = 5 * time.Second
+
 // newServer bounds how long anybody may take over anything, so that those who are slow hold nothing up. What lasts (stream.go) sets limits of its own.
 func newServer(cfg config, h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
+		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      cfg.answer,
 		IdleTimeout:       time.Minute,

@@ -19,6 +19,7 @@ import (
 // killable is a gateway in a process of its own that a test kills.
 func (b *bench) killable(c *cluster) (g *runningGateway, kill func()) {
 	b.t.Helper()
+	c.flags = append(c.flags, "-lease", demoLease) // what it has is free soon after it was killed
 	p, err := c.start()
 	require.NoError(b.t, err)
 	return b.begun(p.address, p.name, p.kill), p.kill
@@ -72,7 +73,7 @@ func TestAWebhookWhoseProcessWasKilledIsDeliveredByAnother(t *testing.T) {
 		var state string
 		err := pool.QueryRow(t.Context(), `SELECT state FROM gateway.river_job`).Scan(&state)
 		return err == nil && state == "completed"
-	}, 2*time.Minute, 50*time.Millisecond)
+	}, atMost, 50*time.Millisecond)
 	mu.Lock()
 	defer mu.Unlock()
 	require.GreaterOrEqual(t, len(ids), 2)
@@ -128,7 +129,7 @@ func TestP4AnInstanceWhoseProcessWasKilledGoesOnElsewhere(t *testing.T) {
 		_, err := n.contact.WaitReceived(ctx, waserver.Text(fmt.Sprint("out ", i)))
 		require.NoError(t, err)
 	}
-	require.Eventually(t, func() bool { return b.hooks.told("support", "in ") == messages }, time.Minute, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return b.hooks.told("support", "in ") == messages }, atMost, 20*time.Millisecond)
 	later, stepThrough := taken()
 	require.Greater(t, later, epoch)
 	require.Positive(t, stepThrough, "it was taken as after an unclean end")

@@ -69,7 +69,8 @@ func main() {
 // seams are where the demo and the tests do something else. The zero value is what a real gateway does.
 type seams struct {
 	connect  connector
-	announce io.Writer // is told the address
+	announce io.Writer      // is told the address
+	probing  func(net.Addr) // is told the one for probes
 	store    func(config, *pgxpool.Pool) (deviceStore, error)
 	tracer   pgx.QueryTracer
 }
@@ -110,7 +111,7 @@ func serve(ctx context.Context, cfg config, other seams) (err error) {
 	}
 
 	server := newServer(cfg, g.handler(), log)
-	probes, err := serveProbes(ctx, cfg, g, log)
+	probes, err := serveProbes(ctx, cfg, g, other.probing, log)
 	if err != nil {
 		return errors.Join(err, store.Close(), listener.Close())
 	}
@@ -143,7 +144,7 @@ func serve(ctx context.Context, cfg config, other seams) (err error) {
 }
 
 // serveProbes answers /healthz and /readyz at an address of their own: callers who use up all connections must not make the gateway look dead.
-func serveProbes(ctx context.Context, cfg config, g *gateway, log *slog.Logger) (*http.Server, error) {
+func serveProbes(ctx context.Context, cfg config, g *gateway, told func(net.Addr), log *slog.Logger) (*http.Server, error) {
 	mux := http.NewServeMux()
 	for _, route := range g.routes() {
 		if route.pattern == "GET /healthz" || route.pattern == "GET /readyz" {
@@ -159,6 +160,9 @@ func serveProbes(ctx context.Context, cfg config, g *gateway, log *slog.Logger) 
 		return nil, err
 	}
 	log.Info("probes are answered", "address", listener.Addr().String())
+	if told != nil {
+		told(listener.Addr())
+	}
 	go func() { _ = server.Serve(limitConnections(listener, maxProbes, maxProbes, g.metrics.probeConnections)) }() // until Close
 	return server, nil
 }

@@ -39,7 +39,7 @@ func (g *runningGateway) says(t *testing.T, status int, reason pgstore.ReasonCod
 		got, a := g.probe(t, "/readyz")
 		last = a
 		return got == status && (reason == "" && a.Status == of || len(a.Checks[string(reason)]) == 1 && a.Checks[string(reason)][0].Status == of)
-	}, time.Minute, 50*time.Millisecond, "%d, %s: %s; it says %v", status, reason, of, &last)
+	}, atMost, 50*time.Millisecond, "%d, %s: %s; it says %v", status, reason, of, &last)
 }
 
 // A database that is away takes no process out of the load balancer, and is told. A lease that has lapsed does. To start it again helps in neither case.

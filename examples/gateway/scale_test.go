@@ -38,9 +38,9 @@ import (
 )
 
 var (
-	scale    = flag.Int("gateway.scale", 20, "how many instances one gateway is measured with")
+	scale    = flag.Int("gateway.scale", 10, "how many instances one gateway is measured with")
 	scaleFor = flag.Duration("gateway.scale-for", 4*time.Second, "for how long")
-	scalePer = flag.Int("gateway.scale-rate", 50, "messages a second each way, over all instances")
+	scalePer = flag.Int("gateway.scale-rate", 25, "messages a second each way, over all instances")
 )
 
 // measuredEnv makes the test's binary a gateway that is measured, in a process of its own and without the race detector.

@@ -47,7 +47,7 @@ type number struct {
 
 const (
 	fetching = 3 * time.Second // until somebody has fetched a phone, and points it at a code on the page
-	patience = 2 * time.Minute // until all has arrived
+	patience = 4 * time.Minute // until all has arrived: a webhook whose process was killed may take two
 )
 
 func newStage(server *waserver.Server, c *cluster, front string) (*stage, error) {
