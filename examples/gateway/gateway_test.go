@@ -293,9 +293,7 @@ var (
 		built = dir
 		for _, args := range [][]string{{"build", "-o", "gateway"}, {"test", "-c", "-o", "gateway.test"}} {
 			args[len(args)-1] = filepath.Join(dir, args[len(args)-1])
-			compile := exec.Command("go", append(args, ".")...)
-			compile.Env = append(os.Environ(), "CGO_ENABLED=0") // as in the image
-			if out, err := compile.CombinedOutput(); err != nil {
+			if out, err := exec.Command("go", append(args, ".")...).CombinedOutput(); err != nil {
 				return "", fmt.Errorf("go %s: %w: %s", args[0], err, out)
 			}
 		}
