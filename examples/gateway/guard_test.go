@@ -10,13 +10,12 @@ import (
 	"net/http/httptest"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 )
@@ -302,16 +301,19 @@ func TestAStreamOutlivesTheTimeLimitsOfRequests(t *testing.T) {
 	other := limited(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = g.forward(w, r, owner)
 	})
-	var reading sync.WaitGroup
+	var reading errgroup.Group
 	for _, base := range []string{owner, other} {
-		reading.Go(func() {
+		reading.Go(func() error {
 			n := 0
-			assert.NoError(t, (&caller{base: base}).stream(t.Context(), "/", func(string, []byte) bool {
+			err := (&caller{base: base}).stream(t.Context(), "/", func(string, []byte) bool {
 				n++
 				return true
-			}))
-			assert.Equal(t, events, n, base)
+			})
+			if err == nil && n != events {
+				err = fmt.Errorf("%s has sent %d events", base, n)
+			}
+			return err
 		})
 	}
-	reading.Wait()
+	require.NoError(t, reading.Wait())
 }
