@@ -188,6 +188,16 @@ func startDemo(t *testing.T, flags ...string) *demonstration {
 	return d
 }
 
+// over says whether it has ended by itself.
+func (d *demonstration) over() bool {
+	select {
+	case <-d.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // end is Ctrl-C. It returns what was said.
 func (d *demonstration) end(t *testing.T) string {
 	t.Helper()
@@ -229,6 +239,7 @@ func TestAPersonUsesThePageWhileAProcessIsKilled(t *testing.T) {
 
 	// It is moved to another process, and goes on.
 	owner := b.fact("Owner")
+	b.is(fmt.Sprintf(`[...document.querySelector("#target").options].some((o) => o.value !== %q)`, owner))
 	run(b, chromedp.Evaluate[chromedp.Void](fmt.Sprintf(`document.querySelector("#target").value = [...document.querySelector("#target").options].find((o) => o.value !== %q).value`, owner)))
 	target := b.value(`document.querySelector("#target").value`)
 	require.NotEqual(t, owner, target)

@@ -117,7 +117,7 @@ func (s *stage) scan(ctx context.Context, id string) error {
 	var scanErr error
 	var scanning sync.WaitGroup
 	linked, begun := false, false
-	err := s.api.stream(ctx, "/v1/instances/"+id+"/pair", func(kind string, data []byte) bool {
+	show := func(kind string, data []byte) bool {
 		var event struct {
 			Data qrCode `json:"data"`
 		}
@@ -127,7 +127,12 @@ func (s *stage) scan(ctx context.Context, id string) error {
 		}
 		linked = kind == "paired"
 		return kind == "qr"
-	})
+	}
+	err := s.api.stream(ctx, "/v1/instances/"+id+"/pair", show)
+	for p := (*problem)(nil); errors.As(err, &p) && p.Status >= 500 && ctx.Err() == nil; { // nothing was shown
+		wait(ctx, time.Second)
+		err = s.api.stream(ctx, "/v1/instances/"+id+"/pair", show)
+	}
 	scanning.Wait()
 	if err = errors.Join(err, scanErr); err != nil {
 		return err
