@@ -80,9 +80,7 @@ func (s *stage) play(ctx context.Context, pace time.Duration) error {
 	if pace <= 0 {
 		pace = 100 * 365 * 24 * time.Hour
 	}
-	writing, stop := context.WithCancel(ctx)
-	defer stop()
-	var playing errgroup.Group
+	playing, writing := errgroup.WithContext(ctx) // what fails ends it all, and is told
 	playing.Go(func() error { return s.talk(writing) })
 	playing.Go(func() error { return s.phones(writing) })
 	playing.Go(func() error { return s.happen(writing, pace) })
