@@ -39,6 +39,11 @@
 // else was published is made anew, by who takes an instance and by who has it; replay.go says how, [Heal] and [Trust] when. A snapshot of a
 // volume or a virtual machine is noticed by a living owner and by a [Witness] alone.
 //
+// # Moving in and out
+//
+// A device that is paired elsewhere begins here with [Container.Import], and leaves with [Container.Export], which fences what stays behind; both are all or nothing.
+// Package migrate reads and writes sqlstore, Baileys' folders and encrypted archives with them. [Container.Erase] leaves nothing of an instance.
+//
 // # When the database is away
 //
 // Encrypting and decrypting go on from memory, writes wait in memory up to [Config].PendingLimit and [Config].PendingBytes, and then

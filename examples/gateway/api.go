@@ -19,6 +19,8 @@ import (
 	"go.mau.fi/whatsmeow"
 	"go.mau.fi/whatsmeow/proto/waE2E"
 	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/pgstore/health"
 )
 
 //go:embed page
@@ -59,8 +61,8 @@ func (g *gateway) routes() []route {
 		{"GET /v1/processes", false, g.listProcesses},
 		{"GET /v1/export", false, g.export},
 		{"GET /metrics", false, plain(promhttp.HandlerFor(g.metrics.registry, promhttp.HandlerOpts{}))},
-		{"GET /healthz", true, func(w http.ResponseWriter, _ *http.Request) error { return text(w, http.StatusOK, "alive\n") }},
-		{"GET /readyz", true, g.readiness},
+		{"GET /healthz", true, plain(health.Live(&g.probed))},
+		{"GET /readyz", true, plain(health.Ready(&g.probed))},
 		{"GET /openapi.yaml", true, func(w http.ResponseWriter, _ *http.Request) error {
 			w.Header().Set("Content-Type", "application/yaml")
 			_, err := w.Write(openAPI)
@@ -78,13 +80,6 @@ func plain(h http.Handler) handler {
 		h.ServeHTTP(w, r)
 		return nil
 	}
-}
-
-func text(w http.ResponseWriter, status int, what string) error {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.WriteHeader(status)
-	_, err := io.WriteString(w, what)
-	return err
 }
 
 func answer(w http.ResponseWriter, status int, what any) error {
@@ -113,15 +108,6 @@ func tooLarge(err error, otherwise error) error {
 		return errTooLarge.because("the limit is " + strconv.FormatInt(limit.Limit, 10) + " bytes")
 	}
 	return otherwise
-}
-
-// readiness says whether this process should be sent requests: from when it has joined the others until it leaves them. A database that is away does
-// not change that, since it is away for all of them, and what is connected goes on.
-func (g *gateway) readiness(w http.ResponseWriter, _ *http.Request) error {
-	if !g.ready.Load() {
-		return text(w, http.StatusServiceUnavailable, "not ready\n")
-	}
-	return text(w, http.StatusOK, "ready\n")
 }
 
 func (g *gateway) list(w http.ResponseWriter, r *http.Request) error {

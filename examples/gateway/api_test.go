@@ -5,6 +5,7 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -100,9 +101,10 @@ func TestAnyProcessAnswersAnyRequest(t *testing.T) {
 	b.connected(one, "support")
 	one.ask(t, http.StatusOK, http.MethodPost, "/v1/instances/support/logout", nil, nil)
 	require.Equal(t, 1, b.server.Stats().Unlinked)
-	out := two.instance(t, "support")
-	require.Equal(t, "logged_out", out.State)
-	require.Empty(t, out.JID)
+	require.Eventually(t, func() bool { // a directory that was not reached is told later
+		out := two.instance(t, "support")
+		return out.State == "logged_out" && out.JID == ""
+	}, atMost, 20*time.Millisecond)
 	one.problem(t, errNotPaired, http.MethodPost, "/v1/instances/support/restart", nil)
 	b.scan(one, "support")
 	require.EqualValues(t, 2, two.instance(t, "support").Codes)
@@ -126,7 +128,7 @@ func TestAnyProcessAnswersAnyRequest(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"id", "another", "support"}, []string{rows[0][0], rows[1][0], rows[2][0]})
 	one.problem(t, errInvalid, http.MethodGet, "/v1/export?format=xml", nil)
-	require.Contains(t, string(two.ask(t, http.StatusOK, http.MethodGet, "/metrics", nil, nil).body), "pgstore_flushes_total")
+	require.Contains(t, string(two.ask(t, http.StatusOK, http.MethodGet, "/metrics", nil, nil).body), `pgstore_flush_duration_seconds_count{result="ok"}`)
 	two.ask(t, http.StatusOK, http.MethodGet, "/healthz", nil, nil)
 	two.ask(t, http.StatusOK, http.MethodGet, "/readyz", nil, nil)
 	two.ask(t, http.StatusOK, http.MethodGet, "/openapi.yaml", nil, nil)
@@ -229,7 +231,10 @@ func TestASendWithAKeyHappensOnceWhateverProcessIsAsked(t *testing.T) {
 	for _, r := range n.contact.Received() {
 		ids[r.Text] = append(ids[r.Text], r.ID)
 	}
-	require.Equal(t, map[string][]string{"once": {first.ID, first.ID}, "at once": ids["at once"]}, ids)
+	for text, all := range ids { // one that was not answered in time goes out again, too
+		ids[text] = slices.Compact(all)
+	}
+	require.Equal(t, map[string][]string{"once": {first.ID}, "at once": ids["at once"]}, ids)
 	require.Len(t, ids["at once"], 1)
 
 	// A key is good for a day.
@@ -248,7 +253,7 @@ func TestEveryMessageIsToldUntilItIsTaken(t *testing.T) {
 	n := b.linked(g, "support")
 	_, err := n.contact.SendText(n.account.LID(), "hello")
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return b.hooks.told("support", "hello") == 1 }, time.Minute, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return b.hooks.told("support", "hello") == 1 }, atMost, 10*time.Millisecond)
 	require.Equal(t, 2, b.hooks.all)
 	require.Zero(t, b.hooks.bad, "signatures")
 	metrics := string(g.ask(t, http.StatusOK, http.MethodGet, "/metrics", nil, nil).body)

@@ -89,7 +89,7 @@ func (c *caller) stream(ctx context.Context, path string, each func(kind string,
 	}
 	defer response.Body.Close() //nolint:errcheck // it was read
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", path, response.Status)
+		return fmt.Errorf("%s: %w", path, &problem{Title: response.Status, Status: response.StatusCode})
 	}
 	var kind string
 	lines := bufio.NewScanner(response.Body)

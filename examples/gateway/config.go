@@ -38,6 +38,7 @@ type config struct {
 	maxInstances int
 	wait         time.Duration
 	patience     time.Duration
+	answer       time.Duration // most that a request may take, the reading of its answer included
 
 	maxBody            int64
 	maxMedia           int64
@@ -65,6 +66,7 @@ func parse(args []string) (config, error) {
 	}
 	host, _ := os.Hostname()
 	cfg.advertise = strings.TrimRight(cfg.advertise, "/") // paths are appended
+	cfg.answer = cfg.wait + time.Minute
 	cfg.name = cmp.Or(cfg.name, fmt.Sprintf("%s %d", host, os.Getpid()))
 	return *cfg, cfg.check()
 }

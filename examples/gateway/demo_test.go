@@ -13,9 +13,11 @@ import (
 func TestTheDemoLosesNothingWhateverProcessEnds(t *testing.T) {
 	t.Parallel()
 	d := startDemo(t, "-demo-pace", "3s")
-	require.Eventually(t, func() bool { return strings.Count(d.said(), "gets SIGTERM") == 2 }, 2*time.Minute, 50*time.Millisecond)
+	deploys := func() int { return strings.Count(d.said(), "gets SIGTERM") }
+	require.Eventually(t, func() bool { return deploys() >= 2 || d.over() }, 2*atMost, 50*time.Millisecond)
+	require.GreaterOrEqual(t, deploys(), 2, d.said())
 	said := d.end(t)
-	require.Equal(t, 2, strings.Count(said, "is killed, without a chance to let go"))
+	require.GreaterOrEqual(t, strings.Count(said, "is killed, without a chance to let go"), 2)
 	counts := regexp.MustCompile(`(?m)^Instances that were linked: 20\nQR codes: 20\nMessages that came in: (\d+), webhooks: (\d+)\nMessages that were sent: (\d+), arrived: (\d+)\n` +
 		`Messages that nobody could read: 0\nMessage keys used twice: 0$`).FindStringSubmatch(said)
 	require.NotNil(t, counts, said)

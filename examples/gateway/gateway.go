@@ -17,6 +17,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
+	"github.com/wataki/whatsmeow-pgstore/pgstore/health"
 )
 
 // connector is client.ConnectContext, except in the demo.
@@ -28,7 +29,7 @@ type deviceStore interface {
 	Claim(ctx context.Context, n int) ([]*store.Device, error)
 	Instance(ctx context.Context, id string) (*store.Device, error)
 	Release(ctx context.Context, id string) error
-	Stats() pgstore.Stats
+	health.Source
 	Close() error
 }
 
@@ -48,6 +49,7 @@ type gateway struct {
 	uploads   chan struct{} // attachments in memory
 
 	ready      atomic.Bool // it has joined those that share the instances, and does not leave them yet
+	probed     probed
 	streams    context.Context
 	endStreams context.CancelFunc
 
@@ -78,6 +80,7 @@ func newGateway(cfg config, s deviceStore, dir *directory, connect connector, lo
 	if g.connect == nil {
 		g.connect = (*whatsmeow.Client).ConnectContext
 	}
+	g.probed.g = g
 	g.streams, g.endStreams = context.WithCancel(context.Background())
 	g.metrics = newMetrics(g, prometheus.NewRegistry())
 	var err error
@@ -375,6 +378,13 @@ func (g *gateway) get(id string) *instance {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.instances[id]
+}
+
+// leaves says whether everything is being handed over.
+func (g *gateway) leaves() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.over
 }
 
 func (g *gateway) all() []*instance {

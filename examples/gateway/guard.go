@@ -10,18 +10,23 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Who comes in, in this order: a connection, if its address has not too many of them; a request that comes from no other site's page; one that has
 // the key, or the secret of the other processes; if there are not too many; with as many bytes as it may have.
 
+// headerTimeout is how long a caller may take to say what he wants.
+const headerTimeout = 5 * time.Second
+
 // newServer bounds how long anybody may take over anything, so that those who are slow hold nothing up. What lasts (stream.go) sets limits of its own.
 func newServer(cfg config, h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
+		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      cfg.wait + time.Minute,
+		WriteTimeout:      cfg.answer,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -129,13 +134,14 @@ func withPort(host string) string {
 
 // limitConnections turns connections away that are too many, at once: who waits in a queue behind idle ones is not served either. So one
 // address cannot use up what there is for all.
-func limitConnections(l net.Listener, most, mostPerAddress int) net.Listener {
-	return &limitedListener{Listener: l, most: most, mostPerAddress: mostPerAddress, open: make(map[string]int)}
+func limitConnections(l net.Listener, most, mostPerAddress int, open prometheus.Gauge) net.Listener {
+	return &limitedListener{Listener: l, most: most, mostPerAddress: mostPerAddress, gauge: open, open: make(map[string]int)}
 }
 
 type limitedListener struct {
 	net.Listener
 	most, mostPerAddress int
+	gauge                prometheus.Gauge
 
 	mu   sync.Mutex
 	all  int
@@ -164,6 +170,7 @@ func (l *limitedListener) admit(address string) bool {
 		return false
 	}
 	l.all++
+	l.gauge.Inc()
 	l.open[address]++
 	return true
 }
@@ -172,6 +179,7 @@ func (l *limitedListener) leave(address string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.all--
+	l.gauge.Dec()
 	if l.open[address]--; l.open[address] == 0 {
 		delete(l.open, address)
 	}

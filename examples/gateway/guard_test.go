@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 )
@@ -86,7 +87,8 @@ func TestAKeyIsComparedInConstantTime(t *testing.T) {
 	measure(key)
 	none, all := measure("x"+key[1:]), measure(key[:len(key)-1]+"x")
 	require.False(t, equal)
-	require.InEpsilon(t, none, all, 0.25, "%v and %v", none, all)
+	require.Less(t, none, 2*all, "%v and %v", none, all)
+	require.Less(t, all, 2*none, "%v and %v", none, all) // one that ends at the first difference takes hundreds of times as long for the latter
 }
 
 func TestWithoutAKeyOnlyLoopbackIsAnswered(t *testing.T) {
@@ -140,6 +142,9 @@ func TestRequestsThatAreTooLargeOrTooManyAreRefused(t *testing.T) {
 	require.Equal(t, 100, statuses[http.StatusTooManyRequests]+statuses[http.StatusNotFound])
 }
 
+// unfinishedBody is a request whose body never ends.
+const unfinishedBody = "POST /v1/instances/a/messages HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + testKey + "\r\nContent-Length: 1000\r\n\r\nx"
+
 // A port scanner that opens ten thousand connections, and one that sends a byte now and then and reads nothing, from one address, keep nobody from
 // another address waiting, and cost little memory.
 func TestIdleAndSlowConnectionsDoNoHarm(t *testing.T) {
@@ -159,9 +164,9 @@ func TestIdleAndSlowConnectionsDoNoHarm(t *testing.T) {
 	g := b.gateway("one", "-max-connections-per-address", fmt.Sprint(kept))
 	address := strings.TrimPrefix(g.base, "http://")
 	from := func(ip string) *net.Dialer {
-		return &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}, Timeout: 5 * time.Second}
+		return &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}, Timeout: atMost}
 	}
-	neighbour := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: from("127.0.0.2").DialContext, DisableKeepAlives: true}}
+	neighbour := &http.Client{Timeout: atMost, Transport: &http.Transport{DialContext: from("127.0.0.2").DialContext, DisableKeepAlives: true}}
 	slowest := func() (slowest time.Duration) {
 		for range 20 {
 			request, err := http.NewRequest(http.MethodGet, g.base+"/v1/instances", nil)
@@ -201,17 +206,17 @@ func TestIdleAndSlowConnectionsDoNoHarm(t *testing.T) {
 		case 1:
 			_, _ = io.WriteString(conn, "GET /v1/instances HTTP/1.1\r\nHost: x\r\nX: ")
 		case 2:
-			_, _ = io.WriteString(conn, "POST /v1/instances/a/messages HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+testKey+"\r\nContent-Length: 1000\r\n\r\nx")
+			_, _ = io.WriteString(conn, unfinishedBody)
 		}
 	}
 	during := slowest()
 	grown := int64(memory()-before) / kept
 	t.Logf("with %d connections of another address the slowest of 20 requests took %v; each that was kept cost %d bytes", idle, during, grown)
-	require.Less(t, during, 2*time.Second)
+	require.Less(t, during, headerTimeout, "nobody waits until those who say nothing are cut off")
 	require.Less(t, grown, int64(100_000), "bytes for each connection that is kept")
 
 	// They are closed by the server, the ones at once, the others when they have had their time.
-	deadline := time.Now().Add(45 * time.Second)
+	deadline := time.Now().Add(atMost)
 	for _, conn := range conns {
 		require.NoError(t, conn.SetReadDeadline(deadline))
 		_, err := io.Copy(io.Discard, conn)
@@ -224,18 +229,17 @@ func TestIdleAndSlowConnectionsDoNoHarm(t *testing.T) {
 // Callers who use up all connections do not make the gateway look dead, where probes have an address of their own.
 func TestProbesAreAnsweredWhenAllConnectionsAreUsedUp(t *testing.T) {
 	t.Parallel()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	probes := free.Addr().String()
-	require.NoError(t, free.Close())
+	var probes string
 	const most = 8
-	g := newBench(t).gateway("one", "-max-connections", fmt.Sprint(most), "-probe-listen", probes)
+	g := newBench(t).gatewayWith(seams{probing: func(address net.Addr) { probes = address.String() }}, "one",
+		"-max-connections", fmt.Sprint(most), "-probe-listen", "127.0.0.1:0")
 	for range most {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(g.base, "http://"))
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = conn.Close() })
+		_, _ = io.WriteString(conn, unfinishedBody) // it stays for longer than one that says nothing
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: atMost}
 	status := func(address string) int {
 		response, err := client.Get(address)
 		if err != nil {
@@ -273,7 +277,7 @@ func TestWhoDoesNotReadAStreamIsCutOff(t *testing.T) {
 // A stream outlives the server's time limits, here and through another process, for as long as it is read.
 func TestAStreamOutlivesTheTimeLimitsOfRequests(t *testing.T) {
 	t.Parallel()
-	const limit, events = 200 * time.Millisecond, 10
+	const limit, events = 2 * time.Second, 4 // the last comes when the limit is over, and the first is asked for well before
 	limited := func(h http.HandlerFunc) string {
 		server := httptest.NewUnstartedServer(h)
 		server.Config.ReadTimeout, server.Config.WriteTimeout = limit, limit
@@ -297,12 +301,19 @@ func TestAStreamOutlivesTheTimeLimitsOfRequests(t *testing.T) {
 	other := limited(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = g.forward(w, r, owner)
 	})
+	var reading errgroup.Group
 	for _, base := range []string{owner, other} {
-		n := 0
-		require.NoError(t, (&caller{base: base}).stream(t.Context(), "/", func(string, []byte) bool {
-			n++
-			return true
-		}))
-		require.Equal(t, events, n, base)
+		reading.Go(func() error {
+			n := 0
+			err := (&caller{base: base}).stream(t.Context(), "/", func(string, []byte) bool {
+				n++
+				return true
+			})
+			if err == nil && n != events {
+				err = fmt.Errorf("%s has sent %d events", base, n)
+			}
+			return err
+		})
 	}
+	require.NoError(t, reading.Wait())
 }

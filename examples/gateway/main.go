@@ -18,7 +18,7 @@
 //	stream.go     server-sent events
 //	webhook.go    what came in goes out, signed, until it is taken
 //	guard.go      who may come in, and how much; problem.go how it says no
-//	metrics.go    numbers for Prometheus
+//	metrics.go    numbers for Prometheus; probes.go whether it lives, and should be asked
 //	page/         the page; openapi.yaml, compose.yaml, kubernetes.yaml and Dockerfile speak for themselves
 //
 // demo.go, stage.go, process.go and caller.go are the demo, which a real gateway leaves out.
@@ -69,7 +69,8 @@ func main() {
 // seams are where the demo and the tests do something else. The zero value is what a real gateway does.
 type seams struct {
 	connect  connector
-	announce io.Writer // is told the address
+	announce io.Writer      // is told the address
+	probing  func(net.Addr) // is told the one for probes
 	store    func(config, *pgxpool.Pool) (deviceStore, error)
 	tracer   pgx.QueryTracer
 }
@@ -110,14 +111,16 @@ func serve(ctx context.Context, cfg config, other seams) (err error) {
 	}
 
 	server := newServer(cfg, g.handler(), log)
-	probes, err := serveProbes(ctx, cfg, g, log)
+	probes, err := serveProbes(ctx, cfg, g, other.probing, log)
 	if err != nil {
 		return errors.Join(err, store.Close(), listener.Close())
 	}
 	defer probes.Close() //nolint:errcheck // it goes on until all else has ended
 	var serving sync.WaitGroup
 	var serveErr error
-	serving.Go(func() { serveErr = server.Serve(limitConnections(listener, cfg.maxConns, cfg.maxConnsPerAddress)) })
+	serving.Go(func() {
+		serveErr = server.Serve(limitConnections(listener, cfg.maxConns, cfg.maxConnsPerAddress, g.metrics.connections))
+	})
 	log.Info("gateway listens", "address", listener.Addr().String(), "advertised", cfg.advertise, "name", cfg.name)
 	if other.announce != nil {
 		_, _ = fmt.Fprintln(other.announce, cfg.advertise)
@@ -141,7 +144,7 @@ func serve(ctx context.Context, cfg config, other seams) (err error) {
 }
 
 // serveProbes answers /healthz and /readyz at an address of their own: callers who use up all connections must not make the gateway look dead.
-func serveProbes(ctx context.Context, cfg config, g *gateway, log *slog.Logger) (*http.Server, error) {
+func serveProbes(ctx context.Context, cfg config, g *gateway, told func(net.Addr), log *slog.Logger) (*http.Server, error) {
 	mux := http.NewServeMux()
 	for _, route := range g.routes() {
 		if route.pattern == "GET /healthz" || route.pattern == "GET /readyz" {
@@ -157,7 +160,10 @@ func serveProbes(ctx context.Context, cfg config, g *gateway, log *slog.Logger) 
 		return nil, err
 	}
 	log.Info("probes are answered", "address", listener.Addr().String())
-	go func() { _ = server.Serve(limitConnections(listener, maxProbes, maxProbes)) }() // until Close
+	if told != nil {
+		told(listener.Addr())
+	}
+	go func() { _ = server.Serve(limitConnections(listener, maxProbes, maxProbes, g.metrics.probeConnections)) }() // until Close
 	return server, nil
 }
 

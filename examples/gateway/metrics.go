@@ -6,21 +6,28 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+	storemetrics "github.com/wataki/whatsmeow-pgstore/pgstore/metrics"
 )
 
-// metrics are a process's numbers. None has an instance as a label: there may be thousands.
+// metrics are a process's numbers, beside those of the store, for which there are a dashboard and alerts in pgstore/metrics. None has an instance as a
+// label: there may be thousands.
 type metrics struct {
-	registry              *prometheus.Registry
-	received, sent, codes prometheus.Counter
-	webhooks              *prometheus.CounterVec
-	requests              *prometheus.HistogramVec
+	registry                      *prometheus.Registry
+	received, sent, codes         prometheus.Counter
+	connections, probeConnections prometheus.Gauge
+	webhooks                      *prometheus.CounterVec
+	requests                      *prometheus.HistogramVec
 }
 
 func newMetrics(g *gateway, registry *prometheus.Registry) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "gateway_" + name + "_total", Help: help})
 	}
+	connections := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gateway_connections", Help: "Connections that are open."}, []string{"to"})
 	m := &metrics{
+		connections: connections.WithLabelValues("api"), probeConnections: connections.WithLabelValues("probes"),
 		registry: registry,
 		received: counter("messages_received", "Messages that came in."),
 		sent:     counter("messages_sent", "Messages that were sent."),
@@ -30,8 +37,11 @@ func newMetrics(g *gateway, registry *prometheus.Registry) *metrics {
 			Name: "gateway_request_seconds", Help: "How long requests took.", Buckets: prometheus.ExponentialBuckets(0.001, 3, 10),
 		}, []string{"route", "code"}),
 	}
-	registry.MustRegister(m.received, m.sent, m.codes, m.webhooks, m.requests, &storeCollector{g},
+	registry.MustRegister(m.received, m.sent, m.codes, connections, m.webhooks, m.requests, &instanceCollector{g},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if store, ok := g.store.(*pgstore.Container); ok {
+		registry.MustRegister(storemetrics.New(store))
+	}
 	return m
 }
 
@@ -40,61 +50,29 @@ func (m *metrics) measured(pattern string, h http.Handler) http.Handler {
 	return promhttp.InstrumentHandlerDuration(m.requests.MustCurryWith(prometheus.Labels{"route": pattern}), h)
 }
 
-// storeCollector tells what the store tells of itself, and how many instances are here.
-type storeCollector struct{ g *gateway }
+// instanceCollector tells how many instances are here.
+type instanceCollector struct{ g *gateway }
 
 var (
-	instancesDesc = describe("gateway_instances", "Instances whose client is in this process, by state.", "state")
-	readyDesc     = describe("gateway_ready", "Whether this process takes its share of the instances.")
-	pendingDesc   = describe("pgstore_pending_keys", "Keys that are not in the database yet.")
-	oldestDesc    = describe("pgstore_pending_seconds", "How long the oldest of them has been waiting.")
-	blockedDesc   = describe("pgstore_blocked_writers", "Writers that wait for room.")
-	flushDesc     = describe("pgstore_last_flush_seconds", "How long the last flush took.")
-	flushesDesc   = describe("pgstore_flushes_total", "Statements that have saved keys.")
-	flushedDesc   = describe("pgstore_flushed_keys_total", "Keys that were saved.")
-	retriesDesc   = describe("pgstore_flush_retries_total", "Flushes that were tried again.")
-	cachedDesc    = describe("pgstore_cached_bytes", "Keys in memory.")
-	fetchesDesc   = describe("pgstore_fetches_total", "Reads that needed the database.")
-	hitsDesc      = describe("pgstore_hits_total", "Reads that did not.")
-	refusedDesc   = describe("pgstore_refused_sends_total", "Sends that lost their message key to another one, and were sent again.")
-	healedDesc    = describe("pgstore_healed_total", "Instances that were taken from a database that had gone back.")
+	instancesDesc = prometheus.NewDesc("gateway_instances", "Instances whose client is in this process, by state.", []string{"state"}, nil)
+	readyDesc     = prometheus.NewDesc("gateway_ready", "Whether this process takes its share of the instances.", nil, nil)
 )
 
-func describe(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc(name, help, labels, nil)
-}
-
 // Describe implements [prometheus.Collector].
-func (c *storeCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+func (c *instanceCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
 
 // Collect implements [prometheus.Collector].
-func (c *storeCollector) Collect(ch chan<- prometheus.Metric) {
-	send := func(d *prometheus.Desc, t prometheus.ValueType, value float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, t, value, labels...)
-	}
+func (c *instanceCollector) Collect(ch chan<- prometheus.Metric) {
 	states := map[string]int{"connected": 0}
 	for _, in := range c.g.all() {
 		states[in.state()]++
 	}
 	for state, n := range states {
-		send(instancesDesc, prometheus.GaugeValue, float64(n), state)
+		ch <- prometheus.MustNewConstMetric(instancesDesc, prometheus.GaugeValue, float64(n), state)
 	}
 	ready := 0.0
 	if c.g.ready.Load() {
 		ready = 1
 	}
-	send(readyDesc, prometheus.GaugeValue, ready)
-	s := c.g.store.Stats()
-	send(pendingDesc, prometheus.GaugeValue, float64(s.Batcher.Pending))
-	send(oldestDesc, prometheus.GaugeValue, s.Batcher.Oldest.Seconds())
-	send(blockedDesc, prometheus.GaugeValue, float64(s.Batcher.Blocked))
-	send(flushDesc, prometheus.GaugeValue, s.Batcher.LastFlush.Seconds())
-	send(flushesDesc, prometheus.CounterValue, float64(s.Batcher.Flushes))
-	send(flushedDesc, prometheus.CounterValue, float64(s.Batcher.Flushed))
-	send(retriesDesc, prometheus.CounterValue, float64(s.Batcher.Retries))
-	send(cachedDesc, prometheus.GaugeValue, float64(s.Cache.Bytes))
-	send(fetchesDesc, prometheus.CounterValue, float64(s.Cache.Fetches))
-	send(hitsDesc, prometheus.CounterValue, float64(s.Cache.Hits))
-	send(refusedDesc, prometheus.CounterValue, float64(s.Refused))
-	send(healedDesc, prometheus.CounterValue, float64(s.Healed))
+	ch <- prometheus.MustNewConstMetric(readyDesc, prometheus.GaugeValue, ready)
 }

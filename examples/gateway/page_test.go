@@ -2,7 +2,10 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/csv"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"net/http"
@@ -16,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	cdpbrowser "github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/page"
@@ -47,7 +51,7 @@ func newBrowser(t *testing.T) *browser {
 	if !found {
 		pgtest.Missing(t, "a Chromium or Chrome")
 	}
-	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.WindowSize(1280, 860))
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.WindowSize(1280, 860), chromedp.WSURLReadTimeout(atMost))
 	if os.Geteuid() == 0 {
 		options = append(options, chromedp.NoSandbox) // it refuses to be root otherwise
 	}
@@ -73,13 +77,10 @@ func newBrowser(t *testing.T) *browser {
 	return b
 }
 
-// actionLimit is how long an action may take: only a test that fails waits for it.
-const actionLimit = 3 * time.Minute
-
 // run runs an action on the page.
 func run[T any](b *browser, action chromedp.Action[T]) T {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, actionLimit)
+	ctx, cancel := context.WithTimeout(b.ctx, atMost)
 	defer cancel()
 	value, err := chromedp.Run(ctx, action)
 	if err != nil {
@@ -113,7 +114,7 @@ func (b *browser) says(selector, pattern string) {
 // is waits until an expression is true.
 func (b *browser) is(expression string) {
 	b.t.Helper()
-	run(b, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(actionLimit)))
+	run(b, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(atMost)))
 }
 
 func (b *browser) value(expression string) string {
@@ -187,6 +188,16 @@ func startDemo(t *testing.T, flags ...string) *demonstration {
 	return d
 }
 
+// over says whether it has ended by itself.
+func (d *demonstration) over() bool {
+	select {
+	case <-d.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // end is Ctrl-C. It returns what was said.
 func (d *demonstration) end(t *testing.T) string {
 	t.Helper()
@@ -228,6 +239,7 @@ func TestAPersonUsesThePageWhileAProcessIsKilled(t *testing.T) {
 
 	// It is moved to another process, and goes on.
 	owner := b.fact("Owner")
+	b.is(fmt.Sprintf(`[...document.querySelector("#target").options].some((o) => o.value !== %q)`, owner))
 	run(b, chromedp.Evaluate[chromedp.Void](fmt.Sprintf(`document.querySelector("#target").value = [...document.querySelector("#target").options].find((o) => o.value !== %q).value`, owner)))
 	target := b.value(`document.querySelector("#target").value`)
 	require.NotEqual(t, owner, target)
@@ -256,6 +268,58 @@ func TestAPersonUsesThePageWhileAProcessIsKilled(t *testing.T) {
 	b.press(kb.Enter)
 	b.says("#name", "shop")
 
+	// The status of all instances is a file, in two forms.
+	downloads := t.TempDir()
+	run(b, chromedp.Func(func(ctx context.Context, on *chromedp.Target) error {
+		_, err := cdp.Call(ctx, on, cdpbrowser.SetDownloadBehavior, cdpbrowser.SetDownloadBehaviorParams{
+			Behavior: cdpbrowser.SetDownloadBehaviorBehaviorAllow, DownloadPath: downloads,
+		})
+		return err
+	}))
+	download := func(name, button string) []byte {
+		run(b, chromedp.Click(chromedp.CSS(button)))
+		path := filepath.Join(downloads, name)
+		require.Eventually(t, func() bool { return pathExists(path) }, atMost, 50*time.Millisecond, name)
+		content, err := os.ReadFile(path)
+		require.NoError(t, err)
+		return content
+	}
+	rows, err := csv.NewReader(bytes.NewReader(download("instances.csv", `[data-export="csv"]`))).ReadAll()
+	require.NoError(t, err)
+	require.Len(t, rows, 1+21)
+	require.Equal(t, "shop", rows[21][0])
+	lines := bytes.Split(bytes.TrimSpace(download("instances.jsonl", `[data-export="jsonl"]`)), []byte("\n"))
+	require.Len(t, lines, 21)
+	var shop instanceInfo
+	require.NoError(t, json.Unmarshal(lines[20], &shop))
+	require.Equal(t, "shop", shop.ID)
+	require.Equal(t, rows[21][1], shop.JID)
+
+	// It is restarted: its client connects anew.
+	run(b, chromedp.Click(chromedp.CSS(`[data-action="restart"]`)))
+	b.says("#log", `connecting restarted[^]*connected`)
+	b.says("#facts", `State\s+connected`)
+
+	// It is logged out, after a question, and linked again with a new code.
+	b.focus(`[data-action="logout"]`)
+	b.press(kb.Enter)
+	b.is(`document.querySelector("#confirm").open && document.activeElement.value === "no"`)
+	b.press(kb.Enter)
+	b.is(`!document.querySelector("#confirm").open`)
+	b.says("#facts", `State\s+connected`) // no is no
+	b.focus(`[data-action="logout"]`)
+	b.press(kb.Enter)
+	b.focus(`#confirm [value="yes"]`)
+	b.press(kb.Enter)
+	b.says("#facts", `State\s+logged out`)
+	b.is(`document.querySelector("#send").hidden && document.querySelector("[data-action=restart]").hidden`)
+	run(b, chromedp.Click(chromedp.CSS(`[data-action="pair"]`)))
+	b.is(`document.querySelector("#qr img").naturalWidth > 100`)
+	b.is(`document.querySelector("#qr").hidden`)
+	b.says("#facts", `State\s+connected`)
+	b.says("#totals", `21 instances · 22 QR codes`)
+	b.says("#log", `← Contact of shop: message \d+`)
+
 	// On a phone, in dark mode: nothing is cut off.
 	light := b.value(`getComputedStyle(document.body).backgroundColor`)
 	run(b, chromedp.EmulateViewport(390, 844))
@@ -265,7 +329,7 @@ func TestAPersonUsesThePageWhileAProcessIsKilled(t *testing.T) {
 		})
 		return err
 	}))
-	require.NotEqual(t, light, b.value(`getComputedStyle(document.body).backgroundColor`))
+	b.is(fmt.Sprintf(`getComputedStyle(document.body).backgroundColor !== %q`, light))
 	b.is(`document.documentElement.scrollWidth <= innerWidth`)
 	b.screenshot("phone-dark")
 
@@ -282,8 +346,13 @@ func TestAPersonUsesThePageWhileAProcessIsKilled(t *testing.T) {
 	require.Empty(t, b.wrong, "the browser has nothing to complain of")
 	b.mu.Unlock()
 	said := d.end(t)
-	require.Contains(t, said, "Instances that were linked: 21\nQR codes: 21\n")
+	require.Contains(t, said, "Instances that were linked: 22\nQR codes: 22\n")
 	require.Contains(t, said, "Messages that nobody could read: 0\nMessage keys used twice: 0\n")
+}
+
+func pathExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // fact is one of the facts of the chosen instance.
@@ -320,5 +389,7 @@ func TestThePageAsksForTheKeyAndKeepsItToItself(t *testing.T) {
 		require.Equal(t, http.StatusOK, response.StatusCode)
 		require.NotContains(t, string(text[:n]), testKey)
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	require.Empty(t, b.wrong)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,9 +38,9 @@ import (
 )
 
 var (
-	scale    = flag.Int("gateway.scale", 20, "how many instances one gateway is measured with")
+	scale    = flag.Int("gateway.scale", 10, "how many instances one gateway is measured with")
 	scaleFor = flag.Duration("gateway.scale-for", 4*time.Second, "for how long")
-	scalePer = flag.Int("gateway.scale-rate", 50, "messages a second each way, over all instances")
+	scalePer = flag.Int("gateway.scale-rate", 25, "messages a second each way, over all instances")
 )
 
 // measuredEnv makes the test's binary a gateway that is measured, in a process of its own and without the race detector.
@@ -50,6 +51,8 @@ type measured struct {
 	Sqlstore bool
 	DSN      string
 	Endpoint waserver.Endpoint
+	Flags    []string
+	Answer   time.Duration // config.answer, if it is another one
 }
 
 // statements counts statements.
@@ -67,6 +70,7 @@ func (*statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndDa
 // usage is what a measured gateway says of itself.
 type usage struct {
 	Memory     uint64 // heap and stacks
+	Goroutines int
 	Statements int64
 	CPU        time.Duration
 }
@@ -80,10 +84,11 @@ func measuredProcess() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	var counted statements
-	cfg, err := parse([]string{"-database-url", how.DSN, "-listen", "127.0.0.1:0", "-rate", "100000"})
+	cfg, err := parse(append([]string{"-database-url", how.DSN, "-listen", "127.0.0.1:0", "-rate", "100000"}, how.Flags...))
 	if err != nil {
 		return 2
 	}
+	cfg.answer = cmp.Or(how.Answer, cfg.answer)
 	other := seams{connect: standin.Connect(how.Endpoint), announce: os.Stdout, tracer: &counted}
 	if how.Sqlstore {
 		other.store = func(cfg config, _ *pgxpool.Pool) (deviceStore, error) { return openSQLStore(cfg.databaseURL, &counted) }
@@ -95,7 +100,7 @@ func measuredProcess() int {
 			runtime.ReadMemStats(&m)
 			var r syscall.Rusage
 			_ = syscall.Getrusage(syscall.RUSAGE_SELF, &r)
-			_ = json.NewEncoder(os.Stdout).Encode(usage{m.HeapAlloc + m.StackInuse, counted.Load(), time.Duration(r.Utime.Nano() + r.Stime.Nano())})
+			_ = json.NewEncoder(os.Stdout).Encode(usage{m.HeapAlloc + m.StackInuse, runtime.NumGoroutine(), counted.Load(), time.Duration(r.Utime.Nano() + r.Stime.Nano())})
 		}
 		stop()
 	}()
@@ -139,7 +144,9 @@ func (d *sqlDevices) Instance(context.Context, string) (*store.Device, error) {
 
 func (d *sqlDevices) Release(context.Context, string) error { return nil }
 
-func (d *sqlDevices) Stats() pgstore.Stats { return pgstore.Stats{} }
+func (d *sqlDevices) Health(context.Context) pgstore.Health { return d.Liveness() }
+
+func (d *sqlDevices) Liveness() pgstore.Health { return pgstore.Health{Live: true, Ready: true} }
 
 // linkDevice links a device of a new account, and returns the account.
 func linkDevice(ctx context.Context, server *waserver.Server, device *store.Device) (*number, error) {
@@ -219,15 +226,9 @@ func (l *latencies) String() string {
 	return fmt.Sprintf("%v (99 %%: %v)", at(0.5), at(0.99))
 }
 
-// measure runs one gateway with all instances under traffic, and reports what it has cost.
-func measure(t *testing.T, sqlstore bool) (perMessage float64, said string) {
+// start starts such a gateway, which ends with the test. Ask asks it what it has used.
+func (how measured) start(t *testing.T) (address string, ask func() usage) {
 	t.Helper()
-	server, err := waserver.New(waserver.Config{})
-	require.NoError(t, err)
-	defer func() { require.NoError(t, server.Close()) }()
-	how := measured{Sqlstore: sqlstore, DSN: pgtest.Open(t), Endpoint: server.Endpoint()}
-	numbers := linkDevices(t, server, how)
-
 	_ = program(t)
 	encoded, err := json.Marshal(how)
 	require.NoError(t, err)
@@ -239,18 +240,32 @@ func measure(t *testing.T, sqlstore bool) (perMessage float64, said string) {
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
-	defer func() { require.NoError(t, cmd.Wait()) }()
-	defer in.Close() //nolint:errcheck // ends it
+	t.Cleanup(func() {
+		require.NoError(t, in.Close()) // ends it
+		require.NoError(t, cmd.Wait())
+	})
 	lines := bufio.NewScanner(out)
 	require.True(t, lines.Scan())
-	api := &caller{base: lines.Text()}
-	ask := func() (u usage) {
+	return lines.Text(), func() (u usage) {
 		_, err := io.WriteString(in, "\n")
 		require.NoError(t, err)
 		require.True(t, lines.Scan())
 		require.NoError(t, json.Unmarshal(lines.Bytes(), &u))
 		return u
 	}
+}
+
+// measure runs one gateway with all instances under traffic, and reports what it has cost.
+func measure(t *testing.T, sqlstore bool) (perMessage float64, said string) {
+	t.Helper()
+	server, err := waserver.New(waserver.Config{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, server.Close()) }()
+	how := measured{Sqlstore: sqlstore, DSN: pgtest.Open(t), Endpoint: server.Endpoint()}
+	numbers := linkDevices(t, server, how)
+
+	address, ask := how.start(t)
+	api := &caller{base: address}
 	empty := ask()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()

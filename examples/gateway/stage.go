@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -46,7 +47,7 @@ type number struct {
 
 const (
 	fetching = 3 * time.Second // until somebody has fetched a phone, and points it at a code on the page
-	patience = 2 * time.Minute // until all has arrived
+	patience = 4 * time.Minute // until all has arrived: a webhook whose process was killed may take two
 )
 
 func newStage(server *waserver.Server, c *cluster, front string) (*stage, error) {
@@ -79,9 +80,7 @@ func (s *stage) play(ctx context.Context, pace time.Duration) error {
 	if pace <= 0 {
 		pace = 100 * 365 * 24 * time.Hour
 	}
-	writing, stop := context.WithCancel(ctx)
-	defer stop()
-	var playing errgroup.Group
+	playing, writing := errgroup.WithContext(ctx) // what fails ends it all, and is told
 	playing.Go(func() error { return s.talk(writing) })
 	playing.Go(func() error { return s.phones(writing) })
 	playing.Go(func() error { return s.happen(writing, pace) })
@@ -116,7 +115,7 @@ func (s *stage) scan(ctx context.Context, id string) error {
 	var scanErr error
 	var scanning sync.WaitGroup
 	linked, begun := false, false
-	err := s.api.stream(ctx, "/v1/instances/"+id+"/pair", func(kind string, data []byte) bool {
+	show := func(kind string, data []byte) bool {
 		var event struct {
 			Data qrCode `json:"data"`
 		}
@@ -126,7 +125,12 @@ func (s *stage) scan(ctx context.Context, id string) error {
 		}
 		linked = kind == "paired"
 		return kind == "qr"
-	})
+	}
+	err := s.api.stream(ctx, "/v1/instances/"+id+"/pair", show)
+	for p := (*problem)(nil); errors.As(err, &p) && p.Status >= 500 && ctx.Err() == nil; { // nothing was shown
+		wait(ctx, time.Second)
+		err = s.api.stream(ctx, "/v1/instances/"+id+"/pair", show)
+	}
 	scanning.Wait()
 	if err = errors.Join(err, scanErr); err != nil {
 		return err
@@ -146,8 +150,9 @@ func (s *stage) phones(ctx context.Context) error {
 	defer scanning.Wait()
 	for ctx.Err() == nil {
 		var all struct{ Instances []instanceInfo }
+		before := s.all()
 		if err := s.api.call(ctx, http.MethodGet, "/v1/instances", nil, &all); err == nil {
-			for _, id := range s.look(all.Instances) {
+			for _, id := range s.look(before, all.Instances) {
 				scanning.Go(func() {
 					wait(ctx, fetching)
 					if err := s.scan(ctx, id); err != nil && ctx.Err() == nil {
@@ -161,8 +166,8 @@ func (s *stage) phones(ctx context.Context) error {
 	return nil
 }
 
-// look notes which numbers are gone, and returns the instances that have begun to show a code.
-func (s *stage) look(all []instanceInfo) (showing []string) {
+// look notes which of the numbers that were there before the instances were listed are gone, and returns the instances that have begun to show a code.
+func (s *stage) look(before map[string]*number, all []instanceInfo) (showing []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	linked := make(map[string]bool)
@@ -174,7 +179,7 @@ func (s *stage) look(all []instanceInfo) (showing []string) {
 		}
 		s.scanning[i.ID] = pairing
 	}
-	for id, n := range s.numbers {
+	for id, n := range before {
 		n.gone = n.gone || !linked[id]
 	}
 	return showing
@@ -199,6 +204,12 @@ func (s *stage) linked() (ids []string) {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+func (s *stage) all() map[string]*number {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.numbers)
 }
 
 func (s *stage) number(id string) *number {

@@ -15,6 +15,7 @@ type stream struct {
 	mu        sync.Mutex
 	keep      int
 	kept      []happening
+	bytes     int // of kept
 	listeners map[chan happening]bool
 	over      bool
 }
@@ -24,6 +25,9 @@ type happening struct {
 	Type string
 	Data []byte
 }
+
+// keptBytes is how much is kept of the latest events, of which one is kept in any case: whoever writes to an instance chooses how long a text is.
+const keptBytes = 256 << 10
 
 // behind is how many events a listener may be behind.
 const behind = 64
@@ -50,7 +54,11 @@ func (s *stream) publish(kind string, data any) {
 	h := newHappening(kind, data)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.kept = append(s.kept[max(0, len(s.kept)+1-s.keep):], h)
+	s.bytes += len(h.Data)
+	for s.kept = append(s.kept, h); len(s.kept) > s.keep || s.bytes > keptBytes && len(s.kept) > 1; s.kept = s.kept[1:] {
+		s.bytes -= len(s.kept[0].Data)
+		s.kept[0] = happening{} // the array stays for a while
+	}
 	for listener := range s.listeners {
 		select {
 		case listener <- h:

@@ -14,31 +14,43 @@
 // not as it should be and changes neither; "fail". The keys of its checks are [pgstore.ReasonCode]s and stay the same; the text is for people. There is
 // no name of an instance, no host and no key material in it.
 //
+// A program with reasons of its own, such as a gateway that hands over what it has, is a [Source] too: it asks its container and adds them.
+//
 // A kubelet gives a probe one second by default; let timeoutSeconds be 3 for Ready, which waits for the database for up to two.
 package health
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
-// Live answers whether the containers live. With several, one that does not is enough.
-func Live(stores ...*pgstore.Container) http.Handler {
+// Source is who is asked: a [pgstore.Container], or a program that adds to what its container says. Its methods are called by any number of
+// goroutines at once, and take no longer than the probes wait.
+type Source interface {
+	// Health is asked by Ready.
+	Health(ctx context.Context) pgstore.Health
+	// Liveness is asked by Live, and asks nobody outside of the process.
+	Liveness() pgstore.Health
+}
+
+// Live answers whether the sources live. With several, one that does not is enough.
+func Live(sources ...Source) http.Handler {
 	return handler(func(*http.Request) (all []pgstore.Health) {
-		for _, store := range stores {
-			all = append(all, store.Liveness())
+		for _, source := range sources {
+			all = append(all, source.Liveness())
 		}
 		return all
 	}, func(h pgstore.Health) bool { return h.Live })
 }
 
 // Ready answers whether new work is welcome.
-func Ready(stores ...*pgstore.Container) http.Handler {
+func Ready(sources ...Source) http.Handler {
 	return handler(func(r *http.Request) (all []pgstore.Health) {
-		for _, store := range stores {
-			all = append(all, store.Health(r.Context()))
+		for _, source := range sources {
+			all = append(all, source.Health(r.Context()))
 		}
 		return all
 	}, func(h pgstore.Health) bool { return h.Ready })
