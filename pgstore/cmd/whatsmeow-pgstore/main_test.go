@@ -24,7 +24,9 @@ import (
 
 var ctx = context.Background()
 
-// command is the binary, which TestMain installs as a user would.
+// path is what a user installs, and command the binary that TestMain has installed so.
+const path = "github.com/wataki/whatsmeow-pgstore/pgstore/cmd/whatsmeow-pgstore"
+
 var command string
 
 func TestMain(m *testing.M) {
@@ -34,7 +36,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
-		install := exec.Command("go", "install", "github.com/wataki/whatsmeow-pgstore/pgstore/cmd/whatsmeow-pgstore")
+		install := exec.Command("go", "install", path)
 		install.Env = append(os.Environ(), "GOBIN="+dir)
 		if out, err := install.CombinedOutput(); err != nil {
 			panic(fmt.Sprintf("%v: %s", err, out))
