@@ -28,9 +28,6 @@ var (
 
 func (a *app) printf(format string, args ...any) { _, _ = fmt.Fprintf(a.out, format, args...) }
 
-// tell says on standard error what is no result.
-func (a *app) tell(format string, args ...any) { _, _ = fmt.Fprintf(a.errs, format+"\n", args...) }
-
 // printJSON prints one object.
 func (a *app) printJSON(v any) error {
 	e := json.NewEncoder(a.out)
