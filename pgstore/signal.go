@@ -118,7 +118,7 @@ func (s *deviceStore) setAside(ctx context.Context, k cache.Key, rec *recordValu
 	if err != nil {
 		return
 	}
-	row := corruptRow{k, rec.form.Load().json}
+	row := corruptRow{key: k, data: rec.form.Load().json, seq: rec.seq}
 	if err = s.c.moveAside(ctx, in, row); err == nil {
 		err = in.write(ctx, patienceNone, func(v *view) error {
 			stored, ok := v.Get(k)
