@@ -23,7 +23,9 @@ import (
 //
 //	swapped      with another key's, or another instance's (whose data key is another one, too)
 //	truncated    or changed in any other way
-//	put back     older, into its own place with the seq that the row has now; or, with the seq that it had, into an instance whose own seq is lower
+//	put back     older, into its own place with the seq that the row has now
+//
+// An instance whose own seq was put back, and not its rows, is refused as a whole.
 //
 // What is not noticed by that: an older row that is put back together with the seq that it had. The row's seq says that it has not been written since, and nothing else
 // in the database is bound to it. It is noticed by what stands outside of it:

@@ -335,8 +335,8 @@ func (c *Container) scan(rows pgx.Rows, in *instance, id string, ring *keyring, 
 		if errors.Is(err, ErrDataKey) || errors.Is(err, ErrNotEncrypted) {
 			return nil, err
 		}
-		if _, encrypted := sealedText(data); err == nil && encrypted && seq > newest {
-			err = errors.New("it is newer than its instance")
+		if _, encrypted := sealedText(data); err == nil && encrypted && seq > newest { // the instance was put back, and not its rows
+			return nil, fmt.Errorf("%w: %s of instance %s is newer than its instance", ErrCorrupt, typeName(k.Type), id)
 		}
 		if err != nil {
 			corrupt = append(corrupt, corruptRow{k, data, seq, err})
