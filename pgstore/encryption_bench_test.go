@@ -1,0 +1,194 @@
+package pgstore_test
+
+import (
+	"encoding/base64"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.mau.fi/util/random"
+	"go.mau.fi/whatsmeow/types"
+
+	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
+	"github.com/wataki/whatsmeow-pgstore/pgstore"
+)
+
+// sessionLike is a session as libsignal writes it with so many receiving chains, whose keys do not compress.
+func sessionLike(chains, counter int) []byte {
+	key := func() string { return base64.StdEncoding.EncodeToString(random.Bytes(32)) }
+	public := func() string { return base64.StdEncoding.EncodeToString(append([]byte{5}, random.Bytes(32)...)) }
+	received := make([]string, chains)
+	for i := range received {
+		received[i] = fmt.Sprintf(`{"SenderRatchetKeyPublic":%q,"SenderRatchetKeyPrivate":null,"ChainKey":{"Key":%q,"Index":%d},"MessageKeys":[]}`, public(), key(), i)
+	}
+	return fmt.Appendf(nil, `{"SessionState":{"LocalIdentityPublic":%q,"LocalRegistrationID":652228549,"NeedsRefresh":false,"PendingKeyExchange":null,"PendingPreKey":null,`+
+		`"PreviousCounter":0,"ReceiverChains":[%s],"RemoteIdentityPublic":%q,"RemoteRegistrationID":3439552319,"RootKey":%q,"SenderBaseKey":%q,"SenderChain":{"SenderRatchetKeyPublic":%q,`+
+		`"SenderRatchetKeyPrivate":%q,"ChainKey":{"Key":%q,"Index":%d},"MessageKeys":[]},"SessionVersion":3},"PreviousStates":[]}`,
+		public(), strings.Join(received, ","), public(), key(), public(), public(), key(), key(), counter)
+}
+
+// plainOrNot is a benchmark's two configurations.
+func plainOrNot(b *testing.B) map[string]func(*pgstore.Config) {
+	return map[string]func(*pgstore.Config){"plain": func(*pgstore.Config) {}, "encrypted": encrypted(b)}
+}
+
+// hotShare is how many of the table's updates were heap-only, in percent. Sessions report it when they end.
+func hotShare(t testing.TB, dsn string) float64 {
+	t.Helper()
+	return scalar[float64](t, dsn, `SELECT 100.0 * n_tup_hot_upd / greatest(n_tup_upd, 1) FROM pg_stat_user_tables WHERE schemaname = 'whatsmeow' AND relname = 'auth_keys'`)
+}
+
+// Sessions are no larger when they are encrypted, whatever they have received, and their updates stay heap-only.
+func TestEncryptedSessionsAreNoLargerAndTheirUpdatesStayHeapOnly(t *testing.T) {
+	t.Parallel()
+	with := encrypted(t)
+	for _, chains := range []int{0, 1, 5, 20, 35} {
+		size := make(map[bool]int)
+		for _, sealed := range []bool{false, true} {
+			c, dsn := open(t, func(cfg *pgstore.Config) {
+				cfg.Sends = pgstore.WriteBehind
+				if sealed {
+					with(cfg)
+				}
+			})
+			d := pair(t, c.NewDevice())
+			const rows, rounds = 100, 10
+			for round := range rounds {
+				sessions := make(map[string][]byte)
+				for i := range rows {
+					sessions[fmt.Sprintf("%d:0", i)] = sessionLike(chains, round)
+				}
+				require.NoError(t, d.Sessions.PutManySessions(ctx, sessions))
+				require.NoError(t, c.Flush(ctx))
+			}
+			size[sealed] = scalar[int](t, dsn, `SELECT avg(pg_column_size(data))::int FROM whatsmeow.auth_keys WHERE key_type = 'session'`)
+			require.NoError(t, c.Close())
+			if sealed {
+				require.Eventually(t, func() bool { return hotShare(t, dsn) > 0 }, time.Minute, 20*time.Millisecond, "sessions report when they end")
+				require.Greater(t, hotShare(t, dsn), 90.0, "%d chains", chains)
+			}
+		}
+		t.Logf("%d chains: %d bytes plain, %d encrypted", chains, size[false], size[true])
+		require.LessOrEqual(t, size[true], size[false], "%d chains", chains)
+	}
+}
+
+// BenchmarkEncryptedRow reports the bytes of rows of each type, as they are after a conversation.
+func BenchmarkEncryptedRow(b *testing.B) {
+	for name, edit := range plainOrNot(b) {
+		b.Run(name, func(b *testing.B) {
+			c, dsn := open(b, edit)
+			d := pair(b, c.NewDevice())
+			x, y := signaltest.NewPeer(d), signaltest.NewPeer(signaltest.NewMemoryPhone(new(pgstore.Container).NewDevice()))
+			signaltest.Meet(b, y, x)
+			for range 20 {
+				signaltest.Say(b, x, y, "hello")
+				signaltest.Say(b, y, x, "answer")
+			}
+			group := types.NewJID("123", types.GroupServer)
+			_, err := x.JoinGroup(ctx, group)
+			require.NoError(b, err)
+			everything(b, d)
+			require.NoError(b, c.Flush(ctx))
+			for _, kind := range []string{
+				"creds", "identity", "session", "pre_key", "sender_key", "app_state_key", "app_state_version", "app_state_mac", "contact", "chat_settings",
+				"message_secret", "privacy_token", "nct_salt", "buffered_event", "outgoing_event",
+			} {
+				b.ReportMetric(scalar[float64](b, dsn, `SELECT avg(pg_column_size(data))::float8 FROM whatsmeow.auth_keys WHERE key_type = $1`, kind), kind+"-B")
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// BenchmarkEncryptedFlush flushes sessions of the usual size in turns plain and encrypted, and reports how many times as long that takes, how much it adds to the
+// write-ahead log, and how many of the updates are heap-only.
+func BenchmarkEncryptedFlush(b *testing.B) {
+	for _, rows := range []int{1, 100, 1000} {
+		b.Run(fmt.Sprintf("%d rows", rows), func(b *testing.B) {
+			edits := []func(*pgstore.Config){func(*pgstore.Config) {}, encrypted(b)}
+			rounds, dsns, closes := make([]func(int) error, 2), make([]string, 2), make([]func() error, 2)
+			sessions := make(map[string][]byte, rows)
+			for i := range rows {
+				sessions[fmt.Sprintf("%d:0", i)] = nil
+			}
+			for s, edit := range edits {
+				c, dsn := open(b, edit, func(cfg *pgstore.Config) { cfg.Sends = pgstore.WriteBehind })
+				d := pair(b, c.NewDevice())
+				dsns[s], closes[s] = dsn, c.Close
+				rounds[s] = func(round int) error {
+					for address := range sessions {
+						sessions[address] = sessionLike(9, round)
+					}
+					if err := d.Sessions.PutManySessions(ctx, sessions); err != nil {
+						return err
+					}
+					return c.Flush(ctx)
+				}
+			}
+			times := inTurns(b, rounds)
+			wal := make([]float64, 2)
+			for s, round := range rounds {
+				const more = 20
+				position := func() float64 {
+					return scalar[float64](b, dsns[s], `SELECT (pg_current_wal_insert_lsn() - '0/0')::float8`)
+				}
+				before := position()
+				for i := range more {
+					require.NoError(b, round(b.N+i))
+				}
+				wal[s] = (position() - before) / float64(more*rows)
+				require.NoError(b, closes[s]())
+				b.ReportMetric(hotShare(b, dsns[s]), []string{"%HOT-plain", "%HOT-encrypted"}[s])
+			}
+			b.ReportMetric(times[1]/times[0], "encrypted/plain")
+			b.ReportMetric(times[0]/1000, "µs-plain")
+			b.ReportMetric(wal[0], "WAL-B/row-plain")
+			b.ReportMetric(wal[1], "WAL-B/row-encrypted")
+		})
+	}
+}
+
+// BenchmarkEncryptedOpen opens an instance with sessions of the usual size, and reports what a read from memory takes then.
+func BenchmarkEncryptedOpen(b *testing.B) {
+	for _, n := range []int{100, 10_000} {
+		edits := plainOrNot(b)
+		for _, name := range []string{"plain", "encrypted"} {
+			b.Run(fmt.Sprintf("%d/%s", n, name), func(b *testing.B) {
+				c, dsn := open(b, edits[name])
+				d := pair(b, c.NewDevice())
+				sessions := make(map[string][]byte)
+				for i := range n {
+					sessions[fmt.Sprintf("%d:0", i)] = sessionLike(9, i)
+				}
+				require.NoError(b, d.Sessions.PutManySessions(ctx, sessions))
+				require.NoError(b, c.Close())
+				var took []time.Duration
+				b.ResetTimer()
+				for range b.N {
+					c = reopen(b, dsn, edits[name])
+					start := time.Now()
+					var err error
+					d, err = c.GetDevice(ctx, *d.ID)
+					took = append(took, time.Since(start))
+					require.NoError(b, err)
+					require.NoError(b, c.Close())
+				}
+				b.StopTimer()
+				d = mustDevice(b, reopen(b, dsn, edits[name]), *d.ID)
+				const reads = 10_000
+				_, err := d.Identities.IsTrustedIdentity(ctx, "1:0", [32]byte{})
+				require.NoError(b, err)
+				start := time.Now()
+				for range reads {
+					_, err = d.Sessions.HasSession(ctx, "1:0")
+					require.NoError(b, err)
+				}
+				b.ReportMetric(float64(time.Since(start).Nanoseconds())/reads, "ns-cache-hit")
+				b.ReportMetric(median(took)/1e6, "ms")
+			})
+		}
+	}
+}
