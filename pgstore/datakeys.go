@@ -275,11 +275,12 @@ func (c *Container) Rewrap(ctx context.Context) (rewrapped int, err error) {
 	var failed []error
 	for _, s := range stored {
 		done, err := c.rewrap(ctx, s)
-		if err != nil && ctx.Err() != nil {
+		switch {
+		case err != nil && ctx.Err() != nil:
 			return rewrapped, err
-		} else if err != nil {
+		case err != nil:
 			failed = append(failed, err) // the others need not wait for it
-		} else if done {
+		case done:
 			rewrapped++
 		}
 	}

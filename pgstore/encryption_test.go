@@ -584,7 +584,7 @@ func TestEncryptionIsSwitchedOnAndOffUnderTraffic(t *testing.T) {
 
 			for range 2 { // the first one ends before it is done, or at once after that
 				c = reopen(t, dsn, small, encrypting(t, pgstore.Encrypting, keys["a"]))
-				d = mustDevice(t, c, jid)
+				mustDevice(t, c, jid)
 				require.NoError(t, c.Close())
 			}
 			c = reopen(t, dsn, small, encrypting(t, pgstore.Encrypting, keys["a"]))
@@ -876,5 +876,25 @@ func TestInvalidEncryptionConfig(t *testing.T) {
 		_, err := pgstore.NewWithConfig(ctx, pgstore.Config{DSN: "postgres://nowhere", EncryptionMode: mode})
 		require.ErrorIs(t, err, pgstore.ErrInvalidInput)
 		require.ErrorContains(t, err, "EncryptionMode")
+	}
+}
+
+// A record that cannot be read is found at its first use, and that may be when it is to be encrypted.
+func TestARecordThatCannotBeReadIsSetAsideWhenItIsToBeEncrypted(t *testing.T) {
+	t.Parallel()
+	c, dsn := open(t)
+	d := pair(t, c.NewDevice())
+	require.NoError(t, d.Sessions.PutSession(ctx, "1:0", sessionAt(1)))
+	require.NoError(t, d.Sessions.PutSession(ctx, "2:0", sessionAt(1)))
+	require.NoError(t, c.Close())
+	require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.auth_keys SET data = '{"record": "{}"}' WHERE key_type = 'session' AND key_id = '1:0'`))
+	with := encrypting(t, pgstore.Encrypting, wrappingKeys(t, "a")["a"])
+	d = mustDevice(t, reopen(t, dsn, with), *d.ID)
+	eventually(t, dsn, allSealed)
+	require.Equal(t, `{"record": "{}"}`, scalar[string](t, dsn, `SELECT data::text FROM whatsmeow.set_aside WHERE key_type = 'session' AND key_id = '1:0'`))
+	for address, there := range map[string]bool{"1:0": false, "2:0": true} {
+		has, err := d.Sessions.HasSession(ctx, address)
+		require.NoError(t, err)
+		require.Equal(t, there, has)
 	}
 }

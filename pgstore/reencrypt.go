@@ -142,9 +142,13 @@ func (in *instance) rewriteOthers(ctx context.Context, id string) (written int, 
 		if err != nil || len(keys) == 0 {
 			return written, err
 		}
+		unreadable := make(map[cache.Key]*recordValue)
 		err = in.writeMany(ctx, patienceDurable, len(keys), func(v *view) error {
 			for _, k := range keys {
-				if stored, ok := v.Get(k); ok {
+				stored, ok := v.Get(k)
+				if rec, is := stored.(*recordValue); ok && is && !rec.decoded() {
+					unreadable[k] = rec
+				} else if ok {
 					v.Write(cache.Write[value]{Key: k, Op: cache.Put, Value: stored}) // a Put would change nothing
 				}
 			}
@@ -152,6 +156,11 @@ func (in *instance) rewriteOthers(ctx context.Context, id string) (written int, 
 		})
 		if err != nil {
 			return written, err
+		}
+		for k, rec := range unreadable {
+			if rec.aside.CompareAndSwap(false, true) {
+				in.setAside(ctx, k, rec)
+			}
 		}
 		written += len(keys)
 		after = keys[len(keys)-1]

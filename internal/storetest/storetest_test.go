@@ -26,7 +26,9 @@ func encrypted(t testing.TB) func(*pgstore.Config) {
 	require.NoError(t, err)
 	keys, err := encryption.Parse(key)
 	require.NoError(t, err)
-	return func(cfg *pgstore.Config) { cfg.Encryption, cfg.EncryptionMode = encryption.New(keys), pgstore.Encrypted }
+	return func(cfg *pgstore.Config) {
+		cfg.Encryption, cfg.EncryptionMode = encryption.New(keys), pgstore.Encrypted
+	}
 }
 
 func TestConformance(t *testing.T) {
