@@ -547,12 +547,15 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 	if err != nil {
 		return err
 	}
-	var key WrappedKey
+	withKey, keyArgs := "", []any(nil)
 	if c.cfg.Encryption != nil && c.cfg.EncryptionMode != Decrypting {
 		var ring keyring
+		var key WrappedKey
 		if ring.current, key, err = c.makeDataKey(ctx, id); err != nil {
 			return err
 		}
+		withKey, keyArgs = `, key AS (
+			INSERT INTO {schema}.data_keys (instance_id, id, wrapping_key, wrapped, complete) SELECT id, $7, $8, $9, true FROM i)`, []any{key.ID, key.WrappingKey, key.Wrapped}
 		if data, err = ring.seal(id, deviceKey, 1, data); err != nil {
 			return err
 		}
@@ -562,12 +565,9 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 			_, err := tx.Exec(ctx, c.sql(`WITH i AS (
 					INSERT INTO {schema}.instances (id, jid, lid, epoch, clean_at_epoch, seq, owner, process, timeline, system)
 					SELECT $1, $2, $3, new.epoch, new.epoch, 1, $4, $6, db.timeline, db.system FROM `+database+`, (SELECT `+newEpoch+` AS epoch) AS new
-					RETURNING id, seq, `+byLibrary+`),
-				key AS (
-					INSERT INTO {schema}.data_keys (instance_id, id, wrapping_key, wrapped, complete)
-					SELECT id, $7, $8, $9, true FROM i WHERE $7::text <> '')
+					RETURNING id, seq, `+byLibrary+`)`+withKey+`
 				INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq) SELECT id, 'creds', 'device', $5::jsonb, seq FROM i`),
-				pgx.QueryExecModeExec, id, keyID(d.ID.String()), keyID(d.LID.String()), c.cfg.Owner, data, c.process, key.ID, key.WrappingKey, key.Wrapped)
+				append([]any{pgx.QueryExecModeExec, id, keyID(d.ID.String()), keyID(d.LID.String()), c.cfg.Owner, data, c.process}, keyArgs...)...)
 			if err != nil {
 				return err
 			}

@@ -412,6 +412,20 @@ func TestExchangedRowsAreRefused(t *testing.T) {
 	}
 }
 
+// Two types whose values look alike may have keys with one id.
+func TestARowOfAnotherTypeWithTheSameIDIsRefused(t *testing.T) {
+	t.Parallel()
+	with := encrypted(t)
+	c, dsn := open(t, with)
+	d := pair(t, c.NewDevice())
+	require.NoError(t, d.NCTSalt.PutNCTSalt(ctx, make([]byte, 32)))
+	require.NoError(t, d.Identities.PutIdentity(ctx, "salt", [32]byte{1}))
+	require.NoError(t, c.Close())
+	require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.auth_keys SET (data, seq) = (SELECT data, seq FROM whatsmeow.auth_keys WHERE key_type = 'nct_salt') WHERE key_type = 'identity'`))
+	mustDevice(t, reopen(t, dsn, with), *d.ID)
+	require.Equal(t, "identity", scalar[string](t, dsn, `SELECT key_type FROM whatsmeow.set_aside`))
+}
+
 // What is bound to a row is its own seq, so an older row that comes back with that is read. The audit trail tells: of who did it, or, if he has kept the trigger
 // from that, of a row that is not what was written.
 func TestAnOlderRowThatIsPutBackWithItsSeqIsNoticedByTheAuditTrailAlone(t *testing.T) {
@@ -747,6 +761,8 @@ func TestP3NoRowIsWithoutItsDataKeyWhenADatabaseGoesBack(t *testing.T) {
 				require.NoError(t, execSQL(t, m.dsn, `CREATE TABLE saved.data_keys AS TABLE whatsmeow.data_keys`))
 				restore = `INSERT INTO whatsmeow.data_keys SELECT * FROM saved.data_keys`
 				require.NoError(t, m.c.RotateDataKey(ctx, m.d.ID.String()))
+				require.NoError(t, m.c.Close())
+				m.open(with) // who has never heard of the old one
 			}
 			for i := range 10 {
 				m.send(fmt.Sprint("lost ", i))

@@ -61,7 +61,7 @@ WHERE i.id = $1{opened} AND ($8 OR i.process IS NULL OR i.process = $3 OR NOT EX
 RETURNING i.epoch, i.seq, i.timeline, i.step_through, i.abandon_through, ` + durably
 
 // plainOpened keeps who has no key from taking an instance that is encrypted.
-const plainOpened = ` AND NOT EXISTS (SELECT FROM {schema}.data_keys d WHERE d.instance_id = i.id)`
+const plainOpened = ` AND NOT {schema}.has_data_keys(i.id)`
 
 // take takes an instance, from a living owner only if it is forced; else that is [ErrLeased].
 func (c *Container) take(ctx context.Context, id string, forced bool) (t taken, err error) {
@@ -74,7 +74,7 @@ func (c *Container) take(ctx context.Context, id string, forced bool) (t taken, 
 		Scan(&t.epoch, &t.seq, &t.timeline, &t.stepThrough, &t.abandonThrough, nil)
 	if errors.Is(err, pgx.ErrNoRows) {
 		var exists, encrypted bool
-		err := c.pool.QueryRow(ctx, c.sql(`SELECT EXISTS (SELECT FROM {schema}.instances WHERE id = $1), EXISTS (SELECT FROM {schema}.data_keys WHERE instance_id = $1)`),
+		err := c.pool.QueryRow(ctx, c.sql(`SELECT EXISTS (SELECT FROM {schema}.instances WHERE id = $1), {schema}.has_data_keys($1)`),
 			pgx.QueryExecModeExec, id).Scan(&exists, &encrypted)
 		switch {
 		case err != nil:

@@ -24,6 +24,10 @@ BEGIN
 END $$;
 CREATE TRIGGER data_keys_begun AFTER INSERT ON {schema}.data_keys FOR EACH ROW EXECUTE FUNCTION {schema}.data_keys_begun();
 
+-- For who has no key, and need have no right on the table, to leave alone what he cannot read.
+CREATE FUNCTION {schema}.has_data_keys(of text) RETURNS bool LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+SELECT EXISTS (SELECT FROM {schema}.data_keys WHERE instance_id = of) $$;
+
 -- As before, and how many of the keys are encrypted.
 CREATE OR REPLACE VIEW {schema}.instance_sizes AS
 SELECT instance_id, key_type, count(*) AS keys, sum(pg_column_size(data))::bigint AS bytes, max(updated_at) AS last_write,
