@@ -11,7 +11,7 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/pgstore/encryption"
 )
 
-// encrypts is a process whose rows are encrypted.
+// encrypts is a process whose rows are encrypted, beside the limited one.
 const encrypts = 1
 
 func newKeys(t testing.TB) pgstore.Encryption {

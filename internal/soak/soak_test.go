@@ -77,7 +77,7 @@ func TestSoak(t *testing.T) {
 		}
 		p.config.DurableAcks = i >= posted
 		p.config.Encryption = keys
-		if p.config.EncryptionMode = pgstore.Encrypting; i%2 == 0 { // these read what the others encrypt, as when encryption is switched off
+		if i != encrypts && i != limited { // these write plain rows, and read what the others encrypt, as when encryption is switched off
 			p.config.EncryptionMode = pgstore.Decrypting
 		}
 		if i == limited {
