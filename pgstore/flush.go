@@ -60,7 +60,7 @@ const (
 	plainLanes = `unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline)`
 	keyedLanes = `unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $10::text[]) AS l (id, epoch, seq, timeline, key)`
 	keyedLane  = `
-      AND (l.key = '' OR EXISTS (SELECT FROM {schema}.data_keys d WHERE d.instance_id = l.id AND d.id = l.key))`
+      AND {schema}.has_data_key(l.id, l.key)`
 )
 
 // flush is the batcher's flush function:

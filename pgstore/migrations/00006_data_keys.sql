@@ -25,8 +25,16 @@ END $$;
 CREATE TRIGGER data_keys_begun AFTER INSERT ON {schema}.data_keys FOR EACH ROW EXECUTE FUNCTION {schema}.data_keys_begun();
 
 -- For who has no key, and need have no right on the table, to leave alone what he cannot read.
-CREATE FUNCTION {schema}.has_data_keys(of text) RETURNS bool LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-SELECT EXISTS (SELECT FROM {schema}.data_keys WHERE instance_id = of) $$;
+CREATE FUNCTION {schema}.has_data_keys(of text) RETURNS bool LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM {schema}.data_keys k WHERE k.instance_id = of);
+END $$;
+
+-- For each flush: in the statement itself it would be planned each time.
+CREATE FUNCTION {schema}.has_data_key(of text, key text) RETURNS bool LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN key = '' OR EXISTS (SELECT FROM {schema}.data_keys k WHERE k.instance_id = of AND k.id = key);
+END $$;
 
 -- As before, and how many of the keys are encrypted.
 CREATE OR REPLACE VIEW {schema}.instance_sizes AS
