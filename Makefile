@@ -10,12 +10,13 @@ test: ## all tests, in their short form
 long: ## the long forms: random sequences against sqlstore, whole lives with 100 kills, 100,000 sends, fuzzing
 	go test ./internal/storetest -run Differential -differential.seeds=10 -differential.steps=10000 -timeout 60m
 	go test -race ./internal/life -life.rounds=100 -life.handovers=100 -life.away=30s -life.history=20000 -timeout 60m
-	go test ./internal/life -run HandedOver -life.handovers=24 -life.jumps -timeout 60m
+	go test ./internal/life -run HandedOver -life.handovers=100 -life.jumps -timeout 60m
 	go test ./pgstore -run 'TestP6OfTwo|TestP6WhatProcessesDo' -take.rounds=200 -scale.instances=100000 -timeout 60m
 	go test -race ./internal/life -run KilledWithItsDatabase -life.rounds=200 -timeout 60m
 	go test -race ./pgstore -run TestP4SendingAndReceiving -race.sends=100000 -timeout 60m
 	go test ./internal/ceilings -ceilings.walks=10000000 -timeout 60m
 	go test -race ./pgstore -run Whatever -chaos.rounds=2000 -timeout 0
+	go test ./internal/soak -run TestSoak -soak.for=30m -soak.instances=200 -timeout 60m
 	$(MAKE) fuzz
 
 fuzz: ## each fuzz target for a minute

@@ -100,8 +100,9 @@ func survive(t *testing.T, end func(*pgtest.Container), sends pgstore.SendMode) 
 	signaltest.Say(t, ours, theirs, "out, later")
 }
 
-// Devices that are dumped with the rest of the database and restored on another server open and talk there, with no new pairing.
-func TestDumpAndRestoreMoveDevicesToAnotherServer(t *testing.T) {
+// Devices that are dumped with the rest of the database and restored on another server open and talk there, with no new pairing: healed, since nobody knows how old the dump
+// is, or as they were for who says that nothing was sent since.
+func TestP4P5DumpAndRestoreMoveDevicesToAnotherServer(t *testing.T) {
 	t.Parallel()
 	from := pgtest.NewContainer(t)
 	c := reopen(t, from.DSN)
@@ -121,13 +122,24 @@ func TestDumpAndRestoreMoveDevicesToAnotherServer(t *testing.T) {
 	to := pgtest.NewContainer(t)
 	to.Restore(dump)
 	c = reopen(t, to.DSN)
+	trusting := reopen(t, to.DSN, func(cfg *pgstore.Config) { cfg.OnNewSystem = pgstore.Trust })
 	all, err := c.GetAllDevices(ctx)
 	require.NoError(t, err)
 	require.Len(t, all, len(devices))
 	for i, jid := range devices {
+		c := c
+		if i == len(devices)-1 {
+			c = trusting
+		}
 		d, err := c.GetDevice(ctx, jid)
 		require.NoError(t, err)
 		ours := signaltest.NewPeer(d)
+		_, err = ours.Send(ctx, []types.JID{theirs[i].Address()}, []byte("on the chain of the dump"))
+		if c == trusting {
+			require.NoError(t, err)
+		} else {
+			require.Error(t, err, "the chain may have been used since")
+		}
 		signaltest.Say(t, theirs[i], ours, "in")
 		signaltest.Say(t, ours, theirs[i], "out")
 		contact, err := d.Contacts.GetContact(ctx, theirs[i].Address())
@@ -137,4 +149,6 @@ func TestDumpAndRestoreMoveDevicesToAnotherServer(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, theirs[i].Address(), lid)
 	}
+	require.EqualValues(t, len(devices)-1, c.Stats().Healed)
+	require.Zero(t, trusting.Stats().Healed)
 }

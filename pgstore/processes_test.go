@@ -21,14 +21,14 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 )
 
-// Ten processes, each the test binary once more, do what they are told on their standard input, all at once, and say on their standard output how it went.
+// Processes, each the test binary once more, do what they are told on their standard input, all at once, and say on their standard output how it went.
 
 const openingDSN = "PGSTORE_TEST_OPENING_DSN"
 
 // answered begins what a process says, "ok" or an error.
 const answered = "answered: "
 
-// what a process can be told.
+// what an opening process can be told.
 const (
 	toStart = "start" // connect, and migrate if nobody has
 	toPair  = "pair"  // pair an instance that is called shared
@@ -82,6 +82,11 @@ func TestOpeningProcess(_ *testing.T) {
 		}
 		return fmt.Errorf("unknown: %q", what)
 	}
+	obey(do)
+}
+
+// obey does all that it is told.
+func obey(do func(what string) error) {
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		switch err := do(lines.Text()); {
 		case err == nil:
@@ -99,16 +104,17 @@ func writtenBy(pid, turn int) [32]byte {
 	return [32]byte{byte(pid), byte(pid >> 8), byte(pid >> 16), byte(turn)}
 }
 
-// openingProcess is such a process, seen from outside.
-type openingProcess struct {
+// toldProcess is such a process, seen from outside.
+type toldProcess struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser
 	lines *bufio.Scanner
 }
 
-func startProcesses(t *testing.T, n int, dsn string) (all []*openingProcess) {
+// startProcesses starts processes that are a test, with a database.
+func startProcesses(t *testing.T, n int, test, dsn string) (all []*toldProcess) {
 	for range n {
-		p := &openingProcess{cmd: exec.Command(os.Args[0], "-test.run=^TestOpeningProcess$", "-test.timeout=5m")}
+		p := &toldProcess{cmd: exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.timeout=1h")}
 		p.cmd.Env, p.cmd.Stderr = append(os.Environ(), openingDSN+"="+dsn), os.Stderr
 		in, err := p.cmd.StdinPipe()
 		require.NoError(t, err)
@@ -130,7 +136,7 @@ func startProcesses(t *testing.T, n int, dsn string) (all []*openingProcess) {
 }
 
 // tell tells all processes to do something at once, and returns their answers.
-func tell(processes []*openingProcess, what string) []string {
+func tell(processes []*toldProcess, what string) []string {
 	answers := make([]string, len(processes))
 	var wg sync.WaitGroup
 	for i, p := range processes {
@@ -153,7 +159,7 @@ func requireAll(t *testing.T, answer string, answers []string) {
 func TestManyProcessesMigrateAtOnce(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Open(t) // nothing is there yet
-	processes := startProcesses(t, 10, dsn)
+	processes := startProcesses(t, 10, "TestOpeningProcess", dsn)
 	requireAll(t, "ok", tell(processes, toStart))
 	require.True(t, scalar[bool](t, dsn, `SELECT count(*) = max(version) FROM whatsmeow.schema_info`), "each migration ran once")
 	require.Equal(t, 10, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.processes`), "all run")
@@ -163,7 +169,7 @@ func TestManyProcessesMigrateAtOnce(t *testing.T) {
 func TestP6OfManyProcessesThatOpenAnInstanceOneHasIt(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Open(t)
-	processes := startProcesses(t, 10, dsn)
+	processes := startProcesses(t, 10, "TestOpeningProcess", dsn)
 	requireAll(t, "ok", tell(processes, toStart))
 	requireAll(t, "ok", tell(processes[:1], toPair))
 	for turn := 1; turn <= 3; turn++ {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/url"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -45,24 +47,17 @@ func TestP6OfTwoThatTakeAtOnceOneIsTheOwner(t *testing.T) {
 	dsn := pgtest.Open(t)
 	insertDevices(t, dsn, instances-1)
 	require.NoError(t, execSQL(t, dsn, watchWrites...))
-	names := scalar[[]string](t, dsn, `SELECT array_agg(jid) FROM whatsmeow.instances`)
+	var openers []*toldProcess
+	for _, name := range []string{"a", "b"} {
+		openers = append(openers, startProcesses(t, 1, "TestTakingProcess", withQuery(t, dsn, "application_name", name))...)
+	}
 	looks, both := 0, 0
 	for round := range *takeRounds {
-		openers := []*opener{newOpener(t, dsn, "a"), newOpener(t, dsn, "b")}
-		var opening sync.WaitGroup
-		now := make(chan struct{})
-		for _, o := range openers {
-			for _, name := range names {
-				opening.Go(func() {
-					<-now
-					o.open(name, round)
-				})
-			}
-		}
-		close(now)
+		requireAll(t, "ok", tell(openers, toStart))
+		var opened []string
 		done := make(chan struct{})
 		go func() {
-			opening.Wait()
+			opened = tell(openers, toTake)
 			close(done)
 		}()
 		taken := false // all of them, once
@@ -77,8 +72,9 @@ func TestP6OfTwoThatTakeAtOnceOneIsTheOwner(t *testing.T) {
 			taken = taken || alive == instances
 		}
 		require.True(t, taken)
-		for _, o := range openers {
-			_ = o.c.Flush(ctx) // the loser's says so
+		requireAll(t, "ok", opened)
+		for _, answer := range tell(openers, toFlush) {
+			require.Contains(t, []string{"ok", lost}, answer)
 		}
 		require.Equal(t, instances, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances i WHERE (
 			SELECT count(*) FROM whatsmeow.auth_keys k WHERE k.instance_id = i.id AND k.key_type = 'identity' AND k.key_id LIKE i.owner || $1) = 3`,
@@ -87,11 +83,7 @@ func TestP6OfTwoThatTakeAtOnceOneIsTheOwner(t *testing.T) {
 		require.Zero(t, scalar[int](t, dsn, `SELECT count(*) FROM public.takes a JOIN public.takes b USING (instance_id) WHERE a.n < b.n AND a.epoch >= b.epoch`))
 		require.NoError(t, execSQL(t, dsn, `TRUNCATE public.takes`))
 		require.Zero(t, scalar[int](t, dsn, `SELECT count(*) FROM public.foreign_writes`), "writes of somebody who was not the owner when they were committed")
-		var closing sync.WaitGroup
-		for _, o := range openers {
-			closing.Go(func() { _ = o.c.Close() })
-		}
-		closing.Wait()
+		requireAll(t, "ok", tell(openers, toClose))
 	}
 	require.Positive(t, both, "they never met")
 	t.Logf("%d rounds, %d times one of %d instances was taken by both; looked at %d times", *takeRounds, both, instances, looks)
@@ -101,36 +93,77 @@ func TestP6OfTwoThatTakeAtOnceOneIsTheOwner(t *testing.T) {
 	require.Positive(t, scalar[int](t, dsn, `SELECT count(*) FROM public.foreign_writes`))
 }
 
-// opener is one of the two.
-type opener struct {
-	t    testing.TB
-	c    *pgstore.Container
-	name string
+// what a taking process can be told, besides toStart, toTake and toClose.
+const toFlush = "flush" // save what it wrote
+
+// TestTakingProcess is one of the two; alone it does nothing. In each round it opens all instances at once, with a new container, and writes.
+func TestTakingProcess(t *testing.T) {
+	dsn := os.Getenv(openingDSN)
+	if dsn == "" {
+		return
+	}
+	o := opener{round: -1}
+	at, err := url.Parse(dsn)
+	require.NoError(t, err)
+	o.name = at.Query().Get("application_name")
+	obey(func(what string) (err error) {
+		switch what {
+		case toStart:
+			o.round++
+			o.c, err = pgstore.NewWithConfig(ctx, pgstore.Config{DSN: dsn, Owner: o.name, Lease: time.Minute})
+			return err
+		case toTake:
+			return o.openAll()
+		case toFlush:
+			return o.c.Flush(ctx)
+		case toClose:
+			if err = o.c.Close(); errors.Is(err, pgstore.ErrOwnershipLost) {
+				return nil // of those that the other one has
+			}
+			return err
+		}
+		return fmt.Errorf("unknown: %q", what)
+	})
 }
 
-func newOpener(t testing.TB, dsn, name string) *opener {
-	return &opener{t: t, name: name, c: process(t, withQuery(t, dsn, "application_name", name), func(cfg *pgstore.Config) {
-		cfg.Owner, cfg.Lease = name, time.Minute
-	})}
+// opener is one of the two, seen from inside.
+type opener struct {
+	c     *pgstore.Container
+	name  string
+	round int
+}
+
+// openAll opens all instances at once.
+func (o *opener) openAll() error {
+	known, err := o.c.Instances(ctx)
+	if err != nil {
+		return err
+	}
+	errs := make([]error, len(known))
+	var opening sync.WaitGroup
+	for i, in := range known {
+		opening.Go(func() { errs[i] = o.open(in.JID) })
+	}
+	opening.Wait()
+	return errors.Join(errs...)
 }
 
 // open opens an instance and writes with it, as long as it has it.
-func (o *opener) open(name string, round int) {
+func (o *opener) open(name string) error {
 	jid, err := types.ParseJID(name)
 	if err != nil {
-		o.t.Error(err)
-		return
+		return err
 	}
 	d, err := o.c.GetDevice(ctx, jid)
-	if err != nil {
-		if !errors.Is(err, pgstore.ErrOwnershipLost) {
-			o.t.Error(err)
-		}
-		return
+	if errors.Is(err, pgstore.ErrOwnershipLost) {
+		return nil
+	} else if err != nil {
+		return err
 	}
 	for n := range 3 {
-		if err = d.Identities.PutIdentity(ctx, fmt.Sprintf("%s_%d:%d", o.name, round, n), [32]byte{1}); err != nil {
-			return
+		if err = d.Identities.PutIdentity(ctx, fmt.Sprintf("%s_%d:%d", o.name, o.round, n), [32]byte{1}); err != nil {
+			break // the other one has it
 		}
 	}
+	return nil
 }

@@ -67,7 +67,7 @@ func (b *bot) handle(e any) bool {
 // connection is lost; on sqlstore it does not for whatever its database says.
 func (b *bot) keepSaying(to types.JID, text string) error {
 	for end := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) { // what was in the way is not gone at once
-		_, err := b.SendMessage(b.child.ctx, to, waserver.Conversation(text))
+		err := b.send(to, text)
 		if err == nil {
 			return nil
 		}
@@ -79,6 +79,16 @@ func (b *bot) keepSaying(to types.JID, text string) error {
 		b.WaitForConnection(time.Second)
 	}
 }
+
+// send sends a text, under an id that ends with the number of the process.
+func (b *bot) send(to types.JID, text string) error {
+	id := fmt.Sprint(b.GenerateMessageID(), sentBy, b.child.Process)
+	_, err := b.SendMessage(b.child.ctx, to, waserver.Conversation(text), whatsmeow.SendRequestExtra{ID: id})
+	return err
+}
+
+// sentBy stands between a message's own id and the process's; the former is of hexadecimal digits.
+const sentBy = "-"
 
 // causeOf is why a send failed that may be tried again; nothing for all others.
 func causeOf(err error) string {
@@ -101,7 +111,7 @@ func (b *bot) obey(cmd command) (value any, err error) {
 	ctx := b.child.ctx
 	switch cmd.Do {
 	case doSend:
-		_, err = b.SendMessage(ctx, cmd.To, waserver.Conversation(cmd.Text))
+		err = b.send(cmd.To, cmd.Text)
 	case doSay:
 		err = b.keepSaying(cmd.To, cmd.Text)
 	case doPairPhone:
@@ -116,9 +126,9 @@ func (b *bot) obey(cmd command) (value any, err error) {
 	case doChat:
 		return b.Store.ChatSettings.GetChatSettings(ctx, cmd.To)
 	case doMute:
-		err = b.SendAppState(ctx, appstate.BuildMute(cmd.To, true, 0))
+		err = b.set(appstate.BuildMute(cmd.To, true, 0))
 	case doArchive:
-		err = b.SendAppState(ctx, appstate.BuildArchive(cmd.To, true, time.Time{}, nil))
+		err = b.set(appstate.BuildArchive(cmd.To, true, time.Time{}, nil))
 	case doRecover:
 		_, err = b.SendPeerMessage(ctx, whatsmeow.BuildAppStateRecoveryRequest(appstate.WAPatchName(cmd.Text)))
 	case doMark:
@@ -138,4 +148,14 @@ func (b *bot) obey(cmd command) (value any, err error) {
 		err = fmt.Errorf("unknown command %q", cmd.Do)
 	}
 	return value, err
+}
+
+// set sends a patch, and once more if the phone changed something at the same time: the client reads the version, asks the server and applies what
+// the server answers without a lock, so that a notification which it handles meanwhile can spoil that, on any store.
+func (b *bot) set(patch appstate.PatchInfo) error {
+	err := b.SendAppState(b.child.ctx, patch)
+	if errors.Is(err, whatsmeow.ErrAppStateUpdate) {
+		err = b.SendAppState(b.child.ctx, patch)
+	}
+	return err
 }

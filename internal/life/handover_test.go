@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -51,8 +53,14 @@ type relay struct {
 	unsaved    int // other writes that they had not saved
 	stops      int // who was told that he lost it
 	newcomers  int
-	fromMemory map[int]bool // logins while an owner was cut off from the database
-	burnedOnce bool         // an unclean end has raised step_through, so that the comparison sees something
+	fromMemory []stretch // while owners were cut off from the database
+	burnedOnce bool      // an unclean end has raised step_through, so that the comparison sees something
+}
+
+// stretch is a time of a process.
+type stretch struct {
+	process    int
+	began, end time.Time
 }
 
 // runner is a process that may have the instance, and its own way to the database.
@@ -72,7 +80,7 @@ func TestP4P5P6HandedOverUnderTraffic(t *testing.T) {
 	if *jumpsFlag {
 		l.set.binary = buildJumping(t)
 	}
-	r := &relay{killing: newKilling(l, random(t)), took: make(map[bool][]time.Duration), ends: make(map[ending]int), fromMemory: make(map[int]bool)}
+	r := &relay{killing: newKilling(l, random(t)), took: make(map[bool][]time.Duration), ends: make(map[ending]int)}
 	for range 3 {
 		proxy := pgtest.NewProxy(t, l.dsn)
 		r.runners = append(r.runners, r.run(proxy))
@@ -112,13 +120,14 @@ func (r *relay) handOver(how ending) {
 		r.newcomers++
 	}
 	r.traffic(100*time.Millisecond + r.upTo(400*time.Millisecond))
-	burned, login := r.burned(), r.device.Logins()
+	burned := r.burned()
 	r.look()
 	r.jump(owner, next)
 	taken := next.begin(command{Do: doTake})
 	r.traffic(50 * time.Millisecond) // it waits already
 	r.ends[how]++
 	mark := fmt.Sprint("mark", r.started, "-", len(r.took[true])+len(r.took[false]))
+	cut := time.Now()
 	began := r.end(owner, how)
 	var marked <-chan event
 	if how == paused {
@@ -161,9 +170,7 @@ func (r *relay) handOver(how ending) {
 		owner.proxy.Heal()
 		owner.proxy.Up()
 		r.zombie(owner, answer, mark)
-		for ; login <= r.device.Logins(); login++ { // it may have logged in again, and the next one then, too
-			r.fromMemory[login] = true
-		}
+		r.fromMemory = append(r.fromMemory, stretch{owner.number, cut, time.Now()})
 	}
 }
 
@@ -299,9 +306,11 @@ func (r *relay) check() {
 		}
 		again += max(0, handled[text]-1)
 	}
-	logins := make(map[string]int)
+	sent := make(map[string]time.Time) // first
 	for _, e := range r.server.Record().Sent() {
-		logins[e.MessageID] = e.Login
+		if at, ok := sent[e.MessageID]; !ok || e.Time.Before(at) {
+			sent[e.MessageID] = e.Time
+		}
 	}
 	unread, forEver := 0, 0
 	for _, friend := range r.all {
@@ -313,7 +322,10 @@ func (r *relay) check() {
 			// What was sent while nothing could be saved is not there to be sent again when another process has the instance. But that
 			// one has answered, too.
 			forEver++
-			require.True(r.t, r.fromMemory[logins[e.ID]], "%s of %s, login %d, could not be read for ever: %v", e.ID, e.Sender, logins[e.ID], e.Err)
+			_, process, _ := strings.Cut(e.ID, sentBy)
+			require.True(r.t, slices.ContainsFunc(r.fromMemory, func(s stretch) bool {
+				return strconv.Itoa(s.process) == process && sent[e.ID].After(s.began) && sent[e.ID].Before(s.end)
+			}), "%s of %s could not be read for ever: %v", e.ID, e.Sender, e.Err)
 		}
 	}
 	stats := r.server.Stats()

@@ -42,6 +42,7 @@ type process struct {
 // startProcess starts a child. Each event that it says is given to hear.
 func startProcess(t testing.TB, number int, set settings, hear func(event)) *process {
 	t.Helper()
+	set.Process = number
 	encoded, err := json.Marshal(set)
 	require.NoError(t, err)
 	dir, err := os.MkdirTemp("", "life-child-") // the name of a test may hold what GORACE cannot

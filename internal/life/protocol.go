@@ -14,6 +14,7 @@ import (
 
 // settings say on what a child's client lives and how it is set.
 type settings struct {
+	Process  int // its number, from 1
 	Endpoint waserver.Endpoint
 	DSN      string
 	Ours     bool   // pgstore, or else sqlstore

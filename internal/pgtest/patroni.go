@@ -4,18 +4,22 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"text/template"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // Patroni is two servers that [Patroni] leads, with etcd as its store: it decides who is the primary, promotes and rewinds. All of it is real, and
@@ -110,10 +114,16 @@ func (p *Patroni) check(err error) {
 func (p *Patroni) start(r room, end syscall.Signal, program string, args ...string) {
 	p.t.Helper()
 	cmd := r.command(context.Background(), program, args...)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.WaitDelay = 10 * time.Second // a server that it left behind may hold its output
 	p.check(cmd.Start())
 	p.t.Cleanup(func() {
 		_ = cmd.Process.Signal(end)
 		_ = cmd.Wait()
+		if p.t.Failed() {
+			p.t.Logf("%s said: %s", program, said.Bytes()[max(0, said.Len()-20_000):])
+		}
 	})
 }
 
@@ -170,31 +180,40 @@ func (p *Patroni) awaitBoth() {
 				return false
 			}
 		}
-		return leaders == 1
+		return leaders == 1 && p.streams()
 	})
+}
+
+// streams says whether a replica streams from the leader: what Patroni tells of one may be of the time before it died.
+func (p *Patroni) streams() (yes bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), clusterPatience)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, p.DSN)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE state = 'streaming')").Scan(&yes)
+	return err == nil && yes
 }
 
 // leader is who leads now.
-func (p *Patroni) leader() string {
+func (p *Patroni) leader() (leader member) {
 	p.t.Helper()
-	var name string
-	p.await("led by anybody", func(members []member) bool {
-		for _, m := range members {
-			if m.Role == "leader" {
-				name = m.Name
-			}
-		}
-		return name != ""
+	p.await("led by anybody", func(members []member) (ok bool) {
+		leader, ok = led(members)
+		return ok
 	})
-	return name
+	return leader
 }
 
-// FailOver lets the primary crash and waits until the other one leads, and the old one has joined it.
+// FailOver lets the primary crash and waits until one leads on a new timeline and the other has joined it. That is another one but on a machine that
+// is so busy that the old one recovers and is promoted sooner.
 func (p *Patroni) FailOver() {
 	p.t.Helper()
 	old := p.leader()
 	for _, node := range p.nodes {
-		if node.Name != old {
+		if node.Name != old.Name {
 			continue
 		}
 		pid, err := os.ReadFile(filepath.Join(node.Dir, node.Name, "postmaster.pid"))
@@ -206,39 +225,51 @@ func (p *Patroni) FailOver() {
 		p.check(err)
 		p.check(process.Signal(syscall.SIGQUIT)) // at once, which leaves the data as a crash does
 	}
-	p.awaitOther(old)
+	p.await("failed over", func(members []member) bool {
+		now, ok := led(members)
+		return ok && now.Timeline > old.Timeline
+	})
+	p.awaitBoth()
+	p.t.Logf("patroni: %s led, %s leads", old.Name, p.leader().Name)
 }
 
 // SwitchOver hands over in an orderly way, as before maintenance of a machine.
 func (p *Patroni) SwitchOver() {
 	p.t.Helper()
 	old := p.leader()
-	request, err := json.Marshal(map[string]string{"leader": old})
+	request, err := json.Marshal(map[string]string{"leader": old.Name})
 	p.check(err)
-	for _, node := range p.nodes {
-		if node.Name != old {
-			continue
+	var said string
+	p.await("switched over", func(members []member) bool {
+		if now, ok := led(members); ok && now.Name != old.Name {
+			return true
 		}
-		answer, err := http.Post(fmt.Sprintf("http://127.0.0.1:%d/switchover", node.REST), "application/json", bytes.NewReader(request))
-		p.check(err)
-		said, _ := io.ReadAll(answer.Body)
-		p.check(answer.Body.Close())
-		if answer.StatusCode != http.StatusOK {
-			p.t.Fatalf("patroni: switchover: %s: %s", answer.Status, said)
-		}
-	}
-	p.awaitOther(old)
-}
-
-func (p *Patroni) awaitOther(old string) {
-	p.t.Helper()
-	p.await("led by another", func(members []member) bool {
-		for _, m := range members {
-			if m.Role == "leader" && m.Name != old && m.State == "running" {
-				return true
+		for _, node := range p.nodes { // again when it is refused: a node that has just joined is not at once a candidate
+			if node.Name != old.Name {
+				said = p.post(node.REST, "/switchover", request)
 			}
 		}
 		return false
 	})
+	p.t.Log("patroni: switchover:", said)
 	p.awaitBoth()
+}
+
+// post returns what the server at a port answers.
+func (p *Patroni) post(port int, path string, request []byte) string {
+	p.t.Helper()
+	answer, err := http.Post(fmt.Sprintf("http://127.0.0.1:%d%s", port, path), "application/json", bytes.NewReader(request))
+	p.check(err)
+	said, err := io.ReadAll(answer.Body)
+	p.check(errors.Join(err, answer.Body.Close()))
+	return answer.Status + ": " + string(said)
+}
+
+// led is who leads and can be written to.
+func led(members []member) (leader member, ok bool) {
+	i := slices.IndexFunc(members, func(m member) bool { return m.Role == "leader" && m.State == "running" })
+	if i < 0 {
+		return member{}, false
+	}
+	return members[i], true
 }

@@ -22,6 +22,7 @@ import (
 
 var (
 	length = flag.Duration("soak.for", time.Minute, "how long the soak goes on")
+	many   = flag.Int("soak.instances", 50, "how many instances there are, the long form is 200 for 30m")
 	seed   = flag.Uint64("soak.seed", rand.Uint64(), "what the soak draws from")
 )
 
@@ -37,7 +38,6 @@ const (
 	processes = 5 // containers, each as if in a process of its own
 	posted    = 3 // the one whose flushes can be held back
 	limited   = 4 // the one whose role may only read and write
-	each      = 10
 	rests     = 4
 
 	flushTimeout = time.Second
@@ -52,7 +52,7 @@ type process struct {
 	config    pgstore.Config
 }
 
-// Fifty instances talk, store, read, are deleted and paired anew, while one fault follows another and containers are closed and opened.
+// Many instances talk, store, read, are deleted and paired anew, while one fault follows another and containers are closed and opened.
 // Now and then everything rests: then nothing may be pending, every answer is compared, and memory and goroutines are
 // counted. They are no more at the end than they were at the second rest.
 func TestSoak(t *testing.T) {
@@ -88,8 +88,8 @@ func TestSoak(t *testing.T) {
 		}
 		all = append(all, p)
 		require.NoError(t, p.open())
-		for n := range each {
-			r := &resident{rng: rand.New(rand.NewPCG(*seed, uint64(1+i*each+n)))}
+		for n := range *many / processes {
+			r := &resident{rng: rand.New(rand.NewPCG(*seed, uint64(1+i**many+n)))}
 			require.NoError(t, r.pairAnew(context.Background(), p.container))
 			p.residents = append(p.residents, r)
 			bad.instances = append(bad.instances, r.device.ID.String())
@@ -217,9 +217,9 @@ var ofTheStore = regexp.MustCompile(`whatsmeow-pgstore/(pgstore|cache|batcher)\.
 
 // check flushes all, compares all and measures what is left.
 func check(t *testing.T, all []*process) (u usage) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
 	for _, p := range all {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(len(p.residents))*patience/10)
+		defer cancel()
 		require.NoError(t, p.container.Flush(ctx))
 		require.Zero(t, p.container.Stats().Batcher.Pending)
 		for i, r := range p.residents {

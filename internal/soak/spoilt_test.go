@@ -100,7 +100,7 @@ func spoilRows(t testing.TB, b *badDays) {
 	}
 	within(p.container.Shutdown)
 	rows := make(map[int][]any)
-	for _, i := range b.rng.Perm(each)[:3] {
+	for _, i := range b.rng.Perm(*many / processes)[:3] {
 		if row := p.residents[i].spoil(t, b); row != nil {
 			rows[i] = row
 		}

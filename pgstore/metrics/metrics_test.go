@@ -220,14 +220,16 @@ var cases = map[string]func(w *watched){
 	},
 	"sends": func(w *watched) {
 		w.open(func(cfg *pgstore.Config) {
-			cfg.Reserve, cfg.DurableAcks, cfg.FlushInterval, cfg.NewChainWait = 1, true, time.Second, time.Minute
+			cfg.Reserve, cfg.DurableAcks, cfg.FlushInterval, cfg.NewChainWait = 4, true, time.Second, time.Minute
 		})
+		w.network.Slow(200 * time.Millisecond) // no flush is over before the send that needs it
 		ours, theirs := w.talk()
 		w.above(0, "pgstore_wait_duration_seconds", "new_chain")
 		w.above(0, "pgstore_wait_duration_seconds", "acknowledgement")
 		w.above(0, "pgstore_waiting_puts_total")
-		for range 3 {
-			signaltest.Say(w, ours, theirs, "hello")
+		for range 12 {
+			_, err := ours.Send(ctx, []types.JID{theirs.Address()}, []byte("hello"))
+			require.NoError(w, err)
 		}
 		w.above(0, "pgstore_wait_duration_seconds", "reserve")
 		w.above(0, "pgstore_ceilings_raised_total")
