@@ -883,7 +883,7 @@ func TestASchemaWithDataKeysIsTooNewForOlderLibraries(t *testing.T) {
 	pair(t, c.NewDevice())
 	require.Equal(t, 1, scalar[int](t, dsn, usableFrom))
 	pair(t, reopen(t, dsn, encrypting(t, pgstore.Encrypting, wrappingKeys(t, "a")["a"])).NewDevice())
-	require.Equal(t, 6, scalar[int](t, dsn, usableFrom))
+	require.Equal(t, 7, scalar[int](t, dsn, usableFrom))
 }
 
 func TestInvalidEncryptionConfig(t *testing.T) {
