@@ -116,6 +116,7 @@ type exporting struct {
 	c      *Container
 	cfg    ExportConfig
 	in     *instance // as it was taken; nil for a snapshot
+	ring   *keyring  // nil if nothing is encrypted
 	result ExportResult
 	users  map[string]bool // user parts of the JIDs and addresses that the entries name
 }
@@ -123,6 +124,9 @@ type exporting struct {
 // copy gives copied all entries, and makes sure that it took them.
 func (ex *exporting) copy(ctx context.Context, copied func(iter.Seq2[portable.Entry, error]) error) error {
 	ex.users = make(map[string]bool)
+	if err := ex.openDataKeys(ctx); err != nil {
+		return err
+	}
 	return pgx.BeginTxFunc(ctx, ex.c.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		var total, done int
 		var epoch int64
@@ -133,6 +137,9 @@ func (ex *exporting) copy(ctx context.Context, copied func(iter.Seq2[portable.En
 		}
 		if ex.in != nil && epoch != ex.in.epoch() {
 			return ErrOwnershipLost
+		}
+		if err = ex.openDataKeys(ctx); err != nil { // once more: one may be new by now, and an old one gone
+			return err
 		}
 		ended := false
 		err = copied(func(yield func(portable.Entry, error) bool) {
@@ -159,6 +166,17 @@ func (ex *exporting) copy(ctx context.Context, copied func(iter.Seq2[portable.En
 	})
 }
 
+// openDataKeys adds to the data keys those that the instance has now.
+func (ex *exporting) openDataKeys(ctx context.Context) error {
+	rings, err := ex.c.keyrings(ctx, []string{ex.result.Instance})
+	if ring := rings[ex.result.Instance]; ring != nil && ex.ring != nil {
+		ex.ring = ex.ring.with(ring.keys)
+	} else if ring != nil {
+		ex.ring = ring
+	}
+	return err
+}
+
 // errStopped says that who copies did not want all of it.
 var errStopped = errors.New("the copy is not whole")
 
@@ -183,8 +201,8 @@ func (ex *exporting) rows(ctx context.Context, tx pgx.Tx, yield func(portable.En
 				return err
 			}
 			for _, row := range page {
-				if !ex.row(row, yield) {
-					return errStopped
+				if err = ex.row(row, yield); err != nil {
+					return err
 				}
 			}
 			if len(page) < importPiece {
@@ -202,37 +220,48 @@ type storedRow struct {
 }
 
 // row yields a row's entry, or notes why it has none.
-func (ex *exporting) row(row storedRow, yield func(portable.Entry) bool) bool {
-	e, reason := ex.entry(row)
+func (ex *exporting) row(row storedRow, yield func(portable.Entry) bool) error {
+	k, reason := cache.Key{ID: row.ID}, "of a later version"
+	var e portable.Entry
+	var known bool
+	if k.Type, known = typesByName[row.Type]; known {
+		plain, err := ex.c.unseal(ex.ring, ex.result.Instance, k, row.Seq, []byte(row.Data))
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			return err
+		}
+		if reason = unreadable; err == nil {
+			e, reason = ex.entry(k, row.Seq, plain)
+		}
+	}
 	if e == nil {
 		ex.result.Skipped = append(ex.result.Skipped, Skipped{Kind: row.Type, Name: unescapeID(row.ID), Reason: reason})
-		return true
+		return nil
 	}
 	ex.note(e)
-	return yield(e)
+	if !yield(e) {
+		return errStopped
+	}
+	return nil
 }
 
+const unreadable = "the row cannot be read"
+
 // entry is a row as it is handed out, or why it is not.
-func (ex *exporting) entry(row storedRow) (e portable.Entry, reason string) {
-	t, known := typesByName[row.Type]
-	if !known {
-		return nil, "of a later version"
-	}
-	k := cache.Key{Type: t, ID: row.ID}
-	v, err := decodeKey(k, []byte(row.Data))
+func (ex *exporting) entry(k cache.Key, seq int64, plain []byte) (e portable.Entry, reason string) {
+	v, err := decodeKey(k, plain)
 	if err != nil {
-		return nil, "the row cannot be read"
+		return nil, unreadable
 	}
 	if rec, ok := v.(*recordValue); ok {
-		rec.from, rec.seq = ex.in, row.Seq // what was abandoned here since the row was written
+		rec.from, rec.seq = ex.in, seq // what was abandoned here since the row was written
 		if _, ok = rec.read(); !ok {
-			return nil, "the row cannot be read"
+			return nil, unreadable
 		}
 		if ex.in != nil {
 			toCeiling(rec)
 		}
 	}
-	if preKey, ok := v.(*preKeyValue); ok && ex.in.markOf(row.Seq) == markAbandon {
+	if preKey, ok := v.(*preKeyValue); ok && ex.in.markOf(seq) == markAbandon {
 		preKey.Uploaded, preKey.Stale = true, true
 	}
 	e, err = entryOf(k, v)

@@ -115,6 +115,7 @@ type importing struct {
 	replace int64 // the epoch under which the instance was taken that is replaced, 0 for none
 
 	epoch, seq, abandonThrough int64
+	ring                       *keyring // with the data key that was made for it, if values are encrypted
 
 	read    int    // entries
 	counter uint32 // the next pre-key id, if that was told
@@ -125,7 +126,7 @@ type importing struct {
 
 type importedRow struct {
 	key  cache.Key
-	data string
+	data string // as it was before it was encrypted
 }
 
 const (
@@ -203,10 +204,13 @@ func (im *importing) run(ctx context.Context, tx pgx.Tx, next func() (portable.E
 	if err := im.begin(ctx, tx); err != nil {
 		return err
 	}
-	for _, table := range []string{"auth_keys", "set_aside"} {
+	for _, table := range []string{"auth_keys", "set_aside", "data_keys"} {
 		if _, err := tx.Exec(ctx, im.c.sql(`DELETE FROM {schema}.`+table+` WHERE instance_id = $1`), pgx.QueryExecModeExec, im.result.Instance); err != nil {
 			return err
 		}
+	}
+	if err := im.addDataKey(ctx, tx); err != nil {
+		return err
 	}
 	if err := im.writeAll(ctx, tx, next); err != nil {
 		return err
@@ -263,6 +267,21 @@ func (im *importing) begin(ctx context.Context, tx pgx.Tx) error {
 		return ErrOwnershipLost
 	}
 	return ErrAlreadyTaken
+}
+
+// addDataKey makes a data key, under which all rows will be, if values are encrypted.
+func (im *importing) addDataKey(ctx context.Context, tx pgx.Tx) error {
+	if im.c.cfg.Encryption == nil || im.c.cfg.EncryptionMode == Decrypting {
+		return nil
+	}
+	key, wrapped, err := im.c.makeDataKey(ctx, im.result.Instance)
+	if err != nil {
+		return err
+	}
+	im.ring = &keyring{current: key, keys: map[string]DataKey{key.ID(): key}}
+	_, err = tx.Exec(ctx, im.c.sql(`INSERT INTO {schema}.data_keys (instance_id, id, wrapping_key, wrapped, complete) VALUES ($1, $2, $3, $4, true)`),
+		pgx.QueryExecModeExec, im.result.Instance, wrapped.ID, wrapped.WrappingKey, wrapped.Wrapped)
+	return err
 }
 
 // piece is what the next statement writes.
@@ -359,8 +378,12 @@ func (im *importing) addRow(p *piece, k cache.Key, v value) error {
 	if err != nil {
 		return fmt.Errorf("encoding %s: %w", typeName(k.Type), err)
 	}
-	p.types, p.ids, p.data = append(p.types, typeName(k.Type)), append(p.ids, k.ID), append(p.data, data)
-	p.bytes += len(data) + len(k.ID)
+	stored, err := im.ring.seal(im.result.Instance, k, im.seq, data)
+	if err != nil {
+		return err
+	}
+	p.types, p.ids, p.data = append(p.types, typeName(k.Type)), append(p.ids, k.ID), append(p.data, stored)
+	p.bytes += len(stored) + len(k.ID)
 	im.counts[k.Type]++
 	row, kept := importedRow{k, data}, im.samples[k.Type]
 	if n := im.counts[k.Type]; len(kept) < importSamples {
@@ -465,7 +488,11 @@ func (im *importing) compare(ctx context.Context, tx pgx.Tx, want []importedRow)
 		return err
 	}
 	for _, row := range want {
-		if _, err := decodeKey(row.key, []byte(stored[row.key])); err != nil || !sameJSON(stored[row.key], row.data) {
+		plain, err := im.c.unseal(im.ring, im.result.Instance, row.key, im.seq, []byte(stored[row.key]))
+		if err == nil {
+			_, err = decodeKey(row.key, plain)
+		}
+		if err != nil || !sameJSON(string(plain), row.data) {
 			return fmt.Errorf("%w: one of %s", errNotAsWritten, typeName(row.key.Type))
 		}
 	}
