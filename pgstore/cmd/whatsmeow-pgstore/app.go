@@ -20,9 +20,9 @@ import (
 
 // app is what all commands share: what the flags say, and where output goes.
 type app struct {
-	dsn, schema, realm string
-	wait               time.Duration
-	json, verbose      bool
+	dsn, schema, realm, keysFile string
+	wait                         time.Duration
+	json, verbose                bool
 
 	in        io.Reader
 	out, errs io.Writer
@@ -138,6 +138,9 @@ func (a *app) container(ctx context.Context, db *database, command string, force
 	cfg := pgstore.Config{
 		Pool: db.Pool, Schema: a.schema, SkipMigrations: true, Takes: s.takes, Realm: s.realm,
 		Owner: owner(command), Logger: a.logger(),
+	}
+	if cfg.Encryption, err = a.encryption(ctx, db, command); err != nil {
+		return nil, err
 	}
 	if !forced {
 		cfg.TakeWait = 100 * a.wait // so that the context ends first

@@ -68,11 +68,12 @@ The database is named by --dsn or, better, by PGSTORE_DSN: other users of the ma
 	flags.StringVar(&a.dsn, "dsn", "", "connection string of the database (default $PGSTORE_DSN)")
 	flags.StringVar(&a.schema, "schema", "whatsmeow", "PostgreSQL schema that holds the tables")
 	flags.StringVar(&a.realm, "realm", "", "refuse a database of another realm than this one")
+	flags.StringVar(&a.keysFile, "keys", "", "file with the wrapping keys of a database that is encrypted (default: what is in $PGSTORE_KEYS)")
 	flags.DurationVar(&a.wait, "wait", defaultWait, "how long to wait for the database, and for an instance")
 	flags.BoolVar(&a.json, "json", false, "print JSON")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "tell on standard error what the library logs")
 	root.AddCommand(a.migrateCommand(), a.instancesCommand(), a.statsCommand(), a.topCommand(), a.auditCommand(),
-		a.healCommand(), a.releaseCommand(), a.pruneCommand(), a.doctorCommand(), a.drillCommand(), a.importCommand(), a.exportCommand())
+		a.healCommand(), a.releaseCommand(), a.pruneCommand(), a.doctorCommand(), a.drillCommand(), a.importCommand(), a.exportCommand(), a.rotateKeyCommand())
 	return root
 }
 

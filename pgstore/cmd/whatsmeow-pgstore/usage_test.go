@@ -151,6 +151,14 @@ func TestHelp(t *testing.T) {
 		{"prune"},
 		{"doctor"},
 		{"drill"},
+		{"import"},
+		{"import", "sqlstore"},
+		{"import", "baileys"},
+		{"import", "archive"},
+		{"export"},
+		{"export", "sqlstore"},
+		{"export", "archive"},
+		{"rotate-key"},
 	}
 	for _, c := range commands {
 		r := start(t, nil, append(c, "--help")...)
