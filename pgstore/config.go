@@ -185,6 +185,11 @@ type Config struct {
 	HealRate float64
 	// Audit says what the audit trail tells; package audit verifies it. Defaults to [AuditLife].
 	Audit AuditLevel
+	// Encryption encrypts the values of rows before they leave the process; package encryption has one. Every process of a database has to have one with the same wrapping
+	// keys. Nil means that rows are plain; an instance that has encrypted ones is [ErrDataKey] then.
+	Encryption Encryption
+	// EncryptionMode says, with Encryption, what is written, and what is read. Defaults to [Encrypting].
+	EncryptionMode EncryptionMode
 	// OutageWait is how long a write that an acknowledgement would let go for good (a sender
 	// key of somebody else, an app-state sync key, the NCT salt, a LID pair) waits for the database before it goes on from
 	// memory. Defaults to [DefaultOutageWait], also for 0.
@@ -264,6 +269,8 @@ func (cfg Config) validate() error {
 	fault(!text(cfg.Realm).Storable(), "Realm must be UTF-8 without NUL")
 	fault(cfg.MaxInstances < 0, "MaxInstances is %d, must be positive", cfg.MaxInstances)
 	fault(cfg.Audit != AuditLife && cfg.Audit != AuditAll, "Audit is %d, must be AuditLife or AuditAll", cfg.Audit)
+	fault(cfg.EncryptionMode < Encrypting || cfg.EncryptionMode > Decrypting, "EncryptionMode is %d, must be Encrypting, Encrypted or Decrypting", cfg.EncryptionMode)
+	fault(cfg.EncryptionMode != Encrypting && cfg.Encryption == nil, "EncryptionMode is set, and Encryption is not")
 	fault(cfg.HealRate < 0 && cfg.HealRate != -1, "HealRate is %v, must be positive or -1", cfg.HealRate)
 	for _, name := range cfg.SynchronousTypes {
 		_, known := typesByName[name]

@@ -63,6 +63,7 @@ type Container struct {
 	lease       lease
 	bundles     *rate.Limiter
 	owed        *owed
+	dataKeys    dataKeys
 	claims      atomic.Bool // it takes its share of instances
 	watchers    watchers
 	hasty       atomic.Bool    // nothing was flushed since a send waited in vain, see waitForNewChain
@@ -135,6 +136,9 @@ func (c *Container) start(ctx context.Context) error {
 		return err
 	}
 	if err := c.agree(ctx); err != nil {
+		return err
+	}
+	if err := c.checkDataKeys(ctx); err != nil {
 		return err
 	}
 	if err := c.retry(ctx, attemptTimeout, c.renewLease); err != nil {
@@ -423,6 +427,7 @@ func (c *Container) forget(in *instance) {
 		delete(c.mu.instances, in.id)
 	}
 	c.mu.Unlock()
+	c.dataKeys.forget(in.id)
 	if in.keys != nil {
 		c.cache.Forget(in.keys, in.failure())
 	}

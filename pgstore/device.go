@@ -333,31 +333,77 @@ func (c *Container) GetFirstDevice(ctx context.Context) (*store.Device, error) {
 // GetAllDevices returns all devices and takes none of them: an instance is taken at the first
 // use of its device's stores.
 func (c *Container) GetAllDevices(ctx context.Context) ([]*store.Device, error) {
-	var devices []*store.Device
-	err := c.read(ctx, `SELECT i.id, k.data::text FROM {schema}.instances i
-		JOIN {schema}.auth_keys k ON k.instance_id = i.id AND k.key_type = 'creds' AND k.key_id = 'device'
-		ORDER BY i.created_at, i.id`, nil, func() { devices = nil }, func(rows pgx.Rows) error {
-		var id string
-		var data []byte
-		if err := rows.Scan(&id, &data); err != nil {
-			return err
-		}
-		if d, err := c.readDevice(id, data); err != nil {
-			c.cfg.Logger.Error("pgstore: credentials cannot be read, device left out", "instance", id, "error", err)
-		} else {
-			devices = append(devices, d)
-		}
-		return nil
-	})
-	return devices, err
-}
-
-func (c *Container) readDevice(id string, data []byte) (*store.Device, error) {
-	v, err := decodeKey(deviceKey, data)
+	stored, err := c.storedCreds(ctx, `true`)
 	if err != nil {
 		return nil, err
 	}
-	return c.device(id, v.(*credsValue).Device)
+	var devices []*store.Device
+	for _, s := range stored {
+		var d *store.Device
+		if s.err == nil {
+			d, s.err = c.device(s.instance, s.device)
+		}
+		if s.err != nil {
+			c.cfg.Logger.Error("pgstore: credentials cannot be read, device left out", "instance", s.instance, "error", s.err)
+		} else {
+			devices = append(devices, d)
+		}
+	}
+	return devices, nil
+}
+
+// storedCreds are the credentials of an instance that need not be taken.
+type storedCreds struct {
+	instance string
+	data     []byte
+	seq      int64
+	device   *deviceJSON
+	err      error // why they cannot be read
+}
+
+// storedCreds reads credentials, those of the oldest instance first. That there is no key for one of them is an error of the whole.
+func (c *Container) storedCreds(ctx context.Context, where string, args ...any) (stored []storedCreds, err error) {
+	for again := false; ; again = true {
+		err = c.read(ctx, `SELECT i.id, k.data::text, k.seq FROM {schema}.instances i
+			JOIN {schema}.auth_keys k ON k.instance_id = i.id AND k.key_type = 'creds' AND k.key_id = 'device'
+			WHERE `+where+` ORDER BY i.created_at, i.id`, args, func() { stored = nil }, func(rows pgx.Rows) error {
+			var s storedCreds
+			err := rows.Scan(&s.instance, &s.data, &s.seq)
+			stored = append(stored, s)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		rings, err := c.keyrings(ctx, sealedOf(stored))
+		if err != nil {
+			return nil, err
+		}
+		for i, s := range stored {
+			if stored[i].device, err = c.credsOf(s, rings[s.instance]); errors.Is(err, ErrDataKey) || errors.Is(err, ErrNotEncrypted) {
+				break
+			}
+			stored[i].err, err = err, nil
+		}
+		if err == nil || again { // between the two reads the owner may have made a new data key, and deleted the old one
+			return stored, err
+		}
+	}
+}
+
+// credsOf decrypts and decodes credentials.
+func (c *Container) credsOf(s storedCreds, ring *keyring) (*deviceJSON, error) {
+	plain, err := c.unseal(ring, s.instance, deviceKey, s.seq, s.data)
+	if errors.Is(err, errForeignKey) {
+		return nil, corruptRow{err: err}.ofCreds(s.instance)
+	} else if err != nil {
+		return nil, err
+	}
+	v, err := decodeKey(deviceKey, plain)
+	if err != nil {
+		return nil, err
+	}
+	return v.(*credsValue).Device, nil
 }
 
 // InstanceInfo is what [Container.Instances] tells of an instance.
@@ -501,14 +547,27 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 	if err != nil {
 		return err
 	}
+	withKey, keyArgs := "", []any(nil)
+	if c.cfg.Encryption != nil && c.cfg.EncryptionMode != Decrypting {
+		var ring keyring
+		var key WrappedKey
+		if ring.current, key, err = c.makeDataKey(ctx, id); err != nil {
+			return err
+		}
+		withKey, keyArgs = `, key AS (
+			INSERT INTO {schema}.data_keys (instance_id, id, wrapping_key, wrapped, complete) SELECT id, $7, $8, $9, true FROM i)`, []any{key.ID, key.WrappingKey, key.Wrapped}
+		if data, err = ring.seal(id, deviceKey, 1, data); err != nil {
+			return err
+		}
+	}
 	err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, c.sql(`WITH i AS (
 					INSERT INTO {schema}.instances (id, jid, lid, epoch, clean_at_epoch, seq, owner, process, timeline, system)
 					SELECT $1, $2, $3, new.epoch, new.epoch, 1, $4, $6, db.timeline, db.system FROM `+database+`, (SELECT `+newEpoch+` AS epoch) AS new
-					RETURNING id, seq, `+byLibrary+`)
+					RETURNING id, seq, `+byLibrary+`)`+withKey+`
 				INSERT INTO {schema}.auth_keys (instance_id, key_type, key_id, data, seq) SELECT id, 'creds', 'device', $5::jsonb, seq FROM i`),
-				pgx.QueryExecModeExec, id, keyID(d.ID.String()), keyID(d.LID.String()), c.cfg.Owner, data, c.process)
+				append([]any{pgx.QueryExecModeExec, id, keyID(d.ID.String()), keyID(d.LID.String()), c.cfg.Owner, data, c.process}, keyArgs...)...)
 			if err != nil {
 				return err
 			}
@@ -538,15 +597,11 @@ func (c *Container) insertDevice(ctx context.Context, d *store.Device, id string
 
 // storedDevice reads the credentials of an instance without taking it; nil if there are none.
 func (c *Container) storedDevice(ctx context.Context, id string) (stored *deviceJSON, err error) {
-	err = c.read(ctx, `SELECT data::text FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = 'creds' AND key_id = 'device'`,
-		[]any{id}, func() { stored = nil }, func(rows pgx.Rows) error {
-			v, err := decodeKey(deviceKey, bytes.Clone(rows.RawValues()[0]))
-			if err == nil {
-				stored = v.(*credsValue).Device
-			}
-			return err
-		})
-	return stored, err
+	found, err := c.storedCreds(ctx, `i.id = $1`, id)
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	return found[0].device, found[0].err
 }
 
 // DeleteDevice removes a device with all its keys; Device.Delete calls it. It returns when that is durable. Stores that

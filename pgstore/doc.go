@@ -63,6 +63,11 @@
 // metrics, health and tracing beside this one show them to Prometheus, to probes and to OpenTelemetry; who does not import these compiles nothing of
 // them.
 //
+// # Encryption at rest
+//
+// With [Config].Encryption values are encrypted before they leave the process, under a data key for each instance that is wrapped by a key outside of the database. Package
+// encryption does it; encryption.go says what a row is bound to, and how far it is noticed that an older one was put back.
+//
 // # What is open and who closes it
 //
 // [New] opens a pool of its own, which [Container.Close] closes; a pool in [Config].Pool is closed by whoever made it,

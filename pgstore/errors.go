@@ -46,6 +46,13 @@ var (
 	// context.Canceled, as a message is good whatever became of our row.
 	ErrCorrupt error = &refusal{"pgstore: stored row cannot be read"}
 
+	// ErrDataKey says that encrypted rows cannot be read: no [Config].Encryption, or one whose wrapping key is not the one with which the instance's data
+	// key was wrapped, or the data key is not in the database. It is returned by New where a wrapping key is wrong, and by every call that would have
+	// to read such an instance; none is taken. It matches context.Canceled.
+	ErrDataKey error = &refusal{"pgstore: no key for what is encrypted"}
+	// ErrNotEncrypted is returned with [Encrypted] for an instance that has a plain row. It matches context.Canceled.
+	ErrNotEncrypted error = &refusal{"pgstore: stored row is not encrypted"}
+
 	// ErrMessageKeyUsed is returned by PutSession, PutManySessions and PutSenderKey when the message key of a send was used by
 	// another send that had read the same record; also when it held the record over so many steps of the ratchet that its recipient could not
 	// read the message, and when two make our sender key of a group at once. Nothing is stored, and the ciphertext does not

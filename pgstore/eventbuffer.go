@@ -142,11 +142,13 @@ func (in *instance) pruneDue(t cache.Type, now time.Time) bool {
 const pruneChunk = 500
 
 // prune deletes events that were inserted before cutoff: through the instance's own lane, as every write. One
-// that was stored anew since it was listed stays. One whose time cannot be read is listed, too, and so found and set aside.
+// that was stored anew since it was listed stays. One whose time cannot be read is listed, too, and so found and set aside. Of an encrypted one only the row's own
+// time can be seen, which is no earlier.
 func (in *instance) prune(ctx context.Context, t cache.Type, cutoff time.Time) error {
 	var old []string
 	err := in.c.read(ctx, `SELECT key_id FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2
-		AND CASE WHEN jsonb_typeof(data->'insert_ms') = 'number' THEN (data->>'insert_ms')::numeric < $3 ELSE true END`,
+		AND CASE WHEN data ? 'enc' THEN updated_at < to_timestamp($3::bigint / 1000.0)
+			WHEN jsonb_typeof(data->'insert_ms') = 'number' THEN (data->>'insert_ms')::numeric < $3 ELSE true END`,
 		[]any{in.id, typeName(t), cutoff.UnixMilli()}, func() { old = nil }, func(rows pgx.Rows) error {
 			var id string
 			err := rows.Scan(&id)

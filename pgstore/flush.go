@@ -19,7 +19,7 @@ import (
 //
 //  1. lane: advance seq of the instances that are still as this process took and left them. A delayed,
 //     repeated or foreign flush finds another epoch, seq or timeline and changes nothing. The row notes the timeline, to which
-//     the owner may have gone since it took the instance ([Trust]).
+//     the owner may have gone since it took the instance ([Trust]). With [Config].Encryption the data key has to be there under which the rows are (encryption.go).
 //  2. op: the writes of those lanes alone.
 //  3. Delete, upsert and insert them. A key occurs once per segment and a lane once per flush, so the three do not meet.
 //     What is inserted gives way to a row that is there (message secrets), unless that has nothing to be read.
@@ -31,9 +31,9 @@ import (
 const flushStatement = `
 WITH lane AS (
     UPDATE {schema}.instances i SET seq = i.seq + 1, timeline = l.timeline
-    FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline)
+    FROM {lanes}
     WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq
-      AND l.timeline = substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+      AND l.timeline = substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8){keyed}
     RETURNING i.id, i.epoch, i.seq, ` + byLibrary + `
 ), op AS (
     SELECT lane.id, lane.epoch, lane.seq, o.key_type, o.key_id, o.op, o.data
@@ -50,10 +50,18 @@ WITH lane AS (
     INSERT INTO {schema}.auth_keys AS k (instance_id, key_type, key_id, data, seq)
     SELECT id, key_type, key_id, data::jsonb, seq FROM op WHERE op = 1
     ON CONFLICT (instance_id, key_type, key_id) DO UPDATE SET data = excluded.data, seq = excluded.seq, updated_at = now()
-    WHERE jsonb_typeof(k.data->'secret') IS DISTINCT FROM 'string'
+    WHERE jsonb_typeof(k.data->'secret') IS DISTINCT FROM 'string' AND jsonb_typeof(k.data->'enc') IS DISTINCT FROM 'string'
 ){audited}
 SELECT id, ` + durably + `{audits}
 FROM lane`
+
+// What the lanes of a flush are, and, with encryption, the key without which none is.
+const (
+	plainLanes = `unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline)`
+	keyedLanes = `unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $10::text[]) AS l (id, epoch, seq, timeline, key)`
+	keyedLane  = `
+      AND {schema}.has_data_key(l.id, l.key)`
+)
 
 // flush is the batcher's flush function:
 //
@@ -93,8 +101,8 @@ func (c *Container) flushOnce(ctx context.Context, segments []segment, ended map
 	var lanes laneColumns
 	var ops opColumns
 	for _, s := range segments {
-		lanes.add(s.Lane)
-		if err = ops.add(s, c.cfg.Reserve); err != nil {
+		seq, ring := lanes.add(s.Lane)
+		if err = ops.add(s, c.cfg.Reserve, seq+1, ring); err != nil {
 			return segments, err
 		}
 	}
@@ -136,9 +144,11 @@ func preparedRefused(err error) bool {
 
 // sendFlush sends the statement and returns the ids of the instances for which it held.
 func (c *Container) sendFlush(ctx context.Context, mode pgx.QueryExecMode, lanes laneColumns, ops opColumns) (map[string]struct{}, error) {
-	rows, err := c.pool.Query(ctx, c.sql(flushStatement), mode,
-		lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines,
-		ops.instances, ops.types, ops.ids, ops.kinds, ops.data)
+	args := []any{mode, lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines, ops.instances, ops.types, ops.ids, ops.kinds, ops.data}
+	if c.cfg.Encryption != nil {
+		args = append(args, lanes.keys)
+	}
+	rows, err := c.pool.Query(ctx, c.sql(flushStatement), args...)
 	if err != nil {
 		return nil, err
 	}
@@ -152,17 +162,25 @@ func (c *Container) sendFlush(ctx context.Context, mode pgx.QueryExecMode, lanes
 }
 
 type laneColumns struct {
-	ids, timelines []string
-	epochs, seqs   []int64
+	ids, timelines, keys []string
+	epochs, seqs         []int64
 }
 
-func (l *laneColumns) add(in *instance) {
+// add adds an instance, and says at which seq the fence lets it be flushed, and under which data keys.
+func (l *laneColumns) add(in *instance) (seq int64, ring *keyring) {
+	ring = in.ring.Load()
+	key := ""
+	if ring != nil && ring.current != nil {
+		key = ring.current.ID()
+	}
+	l.keys = append(l.keys, key)
 	in.fence.Lock()
 	defer in.fence.Unlock()
 	l.ids = append(l.ids, in.id)
 	l.epochs = append(l.epochs, in.fence.epoch)
 	l.seqs = append(l.seqs, in.fence.seq)
 	l.timelines = append(l.timelines, in.fence.timeline)
+	return in.fence.seq, ring
 }
 
 type opColumns struct {
@@ -170,7 +188,8 @@ type opColumns struct {
 	kinds                       []int16
 }
 
-func (o *opColumns) add(s segment, ahead int) error {
+// add adds what a segment writes; its rows will have that seq.
+func (o *opColumns) add(s segment, ahead int, seq int64, ring *keyring) error {
 	ops := slices.Clone(s.Ops)
 	slices.SortFunc(ops, func(a, b op) int {
 		if a.Key.Type != b.Key.Type {
@@ -192,6 +211,9 @@ func (o *opColumns) add(s segment, ahead int) error {
 			}
 			if data, err = encode(w.Value.Value); err != nil {
 				return fmt.Errorf("pgstore: encoding %s: %w", typeName(w.Key.Type), err)
+			}
+			if data, err = ring.seal(s.Lane.id, w.Key, seq, data); err != nil {
+				return err
 			}
 		}
 		o.instances = append(o.instances, s.Lane.id)
@@ -286,6 +308,9 @@ func (c *Container) resolve(ctx context.Context, segments []segment, ended map[*
 			continue
 		default:
 			err = c.replay(ctx, in, r)
+		}
+		if err == nil {
+			err = c.ensureDataKey(ctx, in)
 		}
 		if err != nil && ctx.Err() != nil {
 			return append(rest, segments[i:]...), err
@@ -390,6 +415,7 @@ func aboutData(err error) bool {
 // final are the answers that stay the same however often one asks.
 var final = []error{
 	pgx.ErrNoRows, ErrCorrupt, ErrDeviceConflict, ErrDeviceDeleted, ErrClosed, ErrReleased, ErrRefused, ErrOwnershipLost, ErrDatabaseRewound, ErrLeased, ErrNoInstance, errMoved,
+	ErrDataKey, ErrNotEncrypted,
 }
 
 // unavailable says whether a read may succeed when it is repeated.

@@ -31,6 +31,8 @@ type instance struct {
 	era                         atomic.Int64 // how often all sending chains in memory were given up
 	lapses                      int          // of the lease, when the instance was taken
 	releasing                   atomic.Bool
+	ring                        atomic.Pointer[keyring] // nil without encryption
+	rekeying                    chan struct{}           // held by who encrypts its rows anew (reencrypt.go)
 
 	preKeys    sync.Mutex  // held while pre-keys are made
 	unbuffered atomic.Bool // the warning of warnUnbuffered was given

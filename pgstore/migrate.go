@@ -19,7 +19,7 @@ import (
 
 // schemaVersion is the newest migration that this version of the library knows. A migration's
 // row in schema_info says from which library schema version on the migrated schema may be used.
-const schemaVersion = 6
+const schemaVersion = 7
 
 //go:embed migrations/*.sql
 var migrationFiles embed.FS
@@ -177,5 +177,10 @@ func (cfg Config) filler() *strings.Replacer {
 	if cfg.Audit == AuditAll {
 		audited, audits = strings.ReplaceAll(auditedSegments, "{schema}", `"`+cfg.Schema+`"`), ` || (SELECT count(n) FROM audited)`
 	}
-	return strings.NewReplacer("{schema}", `"`+cfg.Schema+`"`, "{durable}", durable, "{audited}", audited, "{audits}", audits)
+	lanes, keyed, opened := plainLanes, "", plainOpened
+	if cfg.Encryption != nil {
+		lanes, keyed, opened = keyedLanes, strings.ReplaceAll(keyedLane, "{schema}", `"`+cfg.Schema+`"`), ""
+	}
+	return strings.NewReplacer("{schema}", `"`+cfg.Schema+`"`, "{durable}", durable, "{audited}", audited, "{audits}", audits,
+		"{lanes}", lanes, "{keyed}", keyed, "{opened}", strings.ReplaceAll(opened, "{schema}", `"`+cfg.Schema+`"`))
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -54,9 +56,12 @@ UPDATE {schema}.instances i SET
         ELSE i.abandon_through END,
     timeline = db.timeline, system = db.system
 FROM ` + database + `
-WHERE i.id = $1 AND ($8 OR i.process IS NULL OR i.process = $3 OR NOT EXISTS (
+WHERE i.id = $1{opened} AND ($8 OR i.process IS NULL OR i.process = $3 OR NOT EXISTS (
     SELECT FROM {schema}.processes p WHERE p.id = i.process AND p.expires > clock_timestamp()))
 RETURNING i.epoch, i.seq, i.timeline, i.step_through, i.abandon_through, ` + durably
+
+// plainOpened keeps who has no key from taking an instance that is encrypted.
+const plainOpened = ` AND NOT {schema}.has_data_keys(i.id)`
 
 // take takes an instance, from a living owner only if it is forced; else that is [ErrLeased].
 func (c *Container) take(ctx context.Context, id string, forced bool) (t taken, err error) {
@@ -67,13 +72,16 @@ func (c *Container) take(ctx context.Context, id string, forced bool) (t taken, 
 	err = c.pool.QueryRow(ctx, c.sql(takeStatement), pgx.QueryExecModeExec, id, c.cfg.Owner, c.process,
 		c.cfg.OnNewSystem == Heal, c.cfg.OnTimelineChange == Heal, witnessed.Epoch, witnessed.Seq, forced).
 		Scan(&t.epoch, &t.seq, &t.timeline, &t.stepThrough, &t.abandonThrough, nil)
-	if errors.Is(err, pgx.ErrNoRows) && !forced {
-		var exists bool
-		err := c.pool.QueryRow(ctx, c.sql(`SELECT EXISTS (SELECT FROM {schema}.instances WHERE id = $1)`), pgx.QueryExecModeExec, id).Scan(&exists)
-		if err != nil {
+	if errors.Is(err, pgx.ErrNoRows) {
+		var exists, encrypted bool
+		err := c.pool.QueryRow(ctx, c.sql(`SELECT EXISTS (SELECT FROM {schema}.instances WHERE id = $1), {schema}.has_data_keys($1)`),
+			pgx.QueryExecModeExec, id).Scan(&exists, &encrypted)
+		switch {
+		case err != nil:
 			return t, err
-		}
-		if exists {
+		case encrypted && c.cfg.Encryption == nil:
+			return t, fmt.Errorf("%w: instance %s is encrypted, and Config.Encryption is not set", ErrDataKey, id)
+		case exists && !forced:
 			return t, ErrLeased
 		}
 	}
@@ -122,6 +130,9 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
 		in.lapses = c.lease.lapsed()
+		if _, err := c.keyrings(ctx, []string{id}); err != nil { // before it is taken from who can read it
+			return err
+		}
 		t, err := c.takeWhenFree(ctx, id)
 		if err != nil {
 			return err
@@ -130,6 +141,9 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 		in.stepThrough.Store(t.stepThrough)
 		in.abandonThrough.Store(t.abandonThrough)
 		if err = c.tellWitness(ctx, []*instance{in}); err != nil {
+			return err
+		}
+		if err = c.openDataKeys(ctx, in); err != nil {
 			return err
 		}
 		began, keys := time.Now(), 0
@@ -168,7 +182,7 @@ const (
 )
 
 func (c *Container) newInstance(id string) *instance {
-	in := &instance{c: c, id: id}
+	in := &instance{c: c, id: id, rekeying: make(chan struct{}, 1)}
 	in.mu.groups = make(map[string]*cache.Overlay[value])
 	in.mu.migrated = make(map[string]string)
 	in.mu.open = make(map[*transaction]struct{})
@@ -201,6 +215,9 @@ func (c *Container) register(in *instance) error {
 	}
 	c.mu.instances[in.id] = in
 	delete(c.mu.stopped, in.id)
+	if ring := in.ring.Load(); ring != nil && !ring.complete {
+		c.tasks.Go(func() { in.reencryptInBackground(c.tasksCtx) })
+	}
 	return nil
 }
 
@@ -214,7 +231,7 @@ func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[v
 	if err != nil {
 		return 0, err
 	}
-	corrupt, err := c.scan(rows, in, fence, func(k cache.Key, v value) {
+	corrupt, err := c.scan(rows, in, in.id, in.ring.Load(), fence, func(k cache.Key, v value) {
 		keys++
 		if v == nil {
 			fill.AddKey(k)
@@ -225,10 +242,12 @@ func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[v
 	if err != nil {
 		return 0, err
 	}
-	for _, row := range corrupt {
+	for _, row := range corrupt { // before anything is moved: without the credentials it may be the key that is wrong
 		if row.key.Type == typeCreds {
-			return 0, fmt.Errorf("%w: creds", ErrCorrupt)
+			return 0, row.ofCreds(in.id)
 		}
+	}
+	for _, row := range corrupt {
 		if err = c.moveAside(ctx, in, row); err != nil {
 			return 0, err
 		}
@@ -239,7 +258,25 @@ func (c *Container) load(ctx context.Context, in *instance, fill *cache.Filler[v
 // corruptRow is a row that cannot be read.
 type corruptRow struct {
 	key  cache.Key
-	data []byte
+	data []byte // the column, or the plain JSON of one that is encrypted
+	seq  int64
+	err  error
+}
+
+// ofCreds is the error of an instance whose credentials cannot be read.
+func (r corruptRow) ofCreds(instance string) error {
+	if errors.Is(r.err, errForeignKey) {
+		return fmt.Errorf("%w: the data key of the credentials of instance %s is not in the database", ErrDataKey, instance)
+	}
+	return fmt.Errorf("%w: creds", ErrCorrupt)
+}
+
+// reason is why a row was set aside, with what is needed to decrypt it nevertheless.
+func (r corruptRow) reason() string {
+	if r.err == nil {
+		return "does not parse"
+	}
+	return fmt.Sprintf("%s (seq %d)", r.err, r.seq)
 }
 
 // fenced precedes a query of rows by a row that says how the database has the instance, at that very moment: its key_type is empty.
@@ -259,26 +296,27 @@ func (in *instance) at() position {
 	return position{in.fence.epoch, in.fence.seq, in.fence.timeline}
 }
 
-// holds says whether rows are those of an instance as its owner left it at p, or later. Those of a database that has gone back are not: a
+// holds says whether rows are those of an instance as its owner left it at p, or later, and at which seq they are. Those of a database that has gone back are not: a
 // session that is read from it may have sent since.
-func (p position) holds(raw [][]byte) bool {
+func (p position) holds(raw [][]byte) (at int64, holds bool) {
 	epoch, err1 := strconv.ParseInt(string(raw[1]), 10, 64)
 	seq, err2 := strconv.ParseInt(string(raw[3]), 10, 64)
-	return err1 == nil && err2 == nil && epoch == p.epoch && seq >= p.seq && string(raw[2]) == p.timeline+p.timeline
+	return seq, err1 == nil && err2 == nil && epoch == p.epoch && seq >= p.seq && string(raw[2]) == p.timeline+p.timeline
 }
 
 // errMoved is returned for rows that are not those of the instance as its owner left it.
 var errMoved = errors.New("pgstore: the database has another moment of the instance")
 
 // scan reads rows of key_type, key_id, data and seq, and returns those that do not parse. They are those of in, after one of [fenced] that must
-// hold at fence; or in is nil for an instance that was not taken. A row without data is a key without a value.
-func (c *Container) scan(rows pgx.Rows, in *instance, fence position, add func(cache.Key, value)) (corrupt []corruptRow, err error) {
+// hold at fence; or in is nil for an instance that was not taken. A row without data is a key without a value. What is encrypted is so under ring.
+func (c *Container) scan(rows pgx.Rows, in *instance, id string, ring *keyring, fence position, add func(cache.Key, value)) (corrupt []corruptRow, err error) {
 	defer rows.Close()
 	held := in == nil
+	newest := int64(math.MaxInt64)
 	for rows.Next() {
 		raw := rows.RawValues() // Scan would copy a megabyte of sessions twice
 		if len(raw[0]) == 0 {
-			if held = fence.holds(raw); !held {
+			if newest, held = fence.holds(raw); !held {
 				return nil, errMoved
 			}
 			continue
@@ -289,14 +327,23 @@ func (c *Container) scan(rows pgx.Rows, in *instance, fence position, add func(c
 			continue
 		}
 		data := bytes.Clone(raw[2])
-		if v, err := decodeKey(k, data); err != nil {
-			corrupt = append(corrupt, corruptRow{k, data})
+		seq, err := strconv.ParseInt(string(raw[3]), 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("pgstore: reading seq: %w", err)
+		}
+		plain, err := c.unseal(ring, id, k, seq, data)
+		if errors.Is(err, ErrDataKey) || errors.Is(err, ErrNotEncrypted) {
+			return nil, err
+		}
+		if _, encrypted := sealedText(data); err == nil && encrypted && seq > newest { // the instance was put back, and not its rows
+			return nil, fmt.Errorf("%w: %s of instance %s is newer than its instance", ErrCorrupt, typeName(k.Type), id)
+		}
+		if err != nil {
+			corrupt = append(corrupt, corruptRow{k, data, seq, err})
+		} else if v, err := decodeKey(k, plain); err != nil {
+			corrupt = append(corrupt, corruptRow{key: k, data: data, seq: seq})
 		} else {
 			if in != nil {
-				seq, err := strconv.ParseInt(string(raw[3]), 10, 64)
-				if err != nil {
-					return nil, fmt.Errorf("pgstore: reading seq: %w", err)
-				}
 				switch v := v.(type) {
 				case *recordValue:
 					v.from, v.seq, v.era = in, seq, in.era.Load()
@@ -321,11 +368,12 @@ func (c *Container) moveAside(ctx context.Context, in *instance, row corruptRow)
 	c.cfg.Logger.Error("pgstore: stored row cannot be read, set aside", "instance", in.id, "key_type", typeName(row.key.Type))
 	tag, err := c.pool.Exec(ctx, c.sql(`WITH gone AS (
 			DELETE FROM {schema}.auth_keys k USING {schema}.instances i
-			WHERE i.id = $1 AND i.epoch = $2 AND k.instance_id = i.id AND k.key_type = $3 AND k.key_id = $4 AND k.data::text = $5 RETURNING k.*, `+byLibrary+`),
+			WHERE i.id = $1 AND i.epoch = $2 AND k.instance_id = i.id AND k.key_type = $3 AND k.key_id = $4
+				AND (k.data::text = $5 OR k.data ? 'enc' AND k.seq = $6) RETURNING k.*, `+byLibrary+`),
 		aside AS (INSERT INTO {schema}.set_aside (instance_id, key_type, key_id, data, reason)
-			SELECT instance_id, key_type, key_id, data, 'does not parse' FROM gone RETURNING instance_id, key_type)
+			SELECT instance_id, key_type, key_id, data, $7 FROM gone RETURNING instance_id, key_type)
 		SELECT {schema}.audit_note(instance_id, 'set_aside', key_type) FROM aside`),
-		pgx.QueryExecModeExec, in.id, in.epoch(), typeName(row.key.Type), row.key.ID, string(row.data))
+		pgx.QueryExecModeExec, in.id, in.epoch(), typeName(row.key.Type), row.key.ID, string(row.data), row.seq, row.reason())
 	c.setAside.Add(tag.RowsAffected())
 	return err
 }
@@ -407,23 +455,27 @@ func (f *fetcher) fetchType(ctx context.Context, t cache.Type) (map[cache.Key]va
 
 func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map[cache.Key]value, error) {
 	out := make(map[cache.Key]value)
-	began := time.Now()
+	began, attempts := time.Now(), 0
 	if f.in != nil {
 		statement = fenced + statement
 	}
 	err := f.c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
 		clear(out)
-		var fence position
-		if f.in != nil {
-			fence = f.in.at()
+		fence, ring, err := f.reading(ctx)
+		if err != nil {
+			return err
 		}
 		rows, err := f.c.pool.Query(ctx, f.c.sql(statement), append([]any{pgx.QueryExecModeExec}, args...)...)
 		if err != nil {
 			return err
 		}
-		corrupt, err := f.c.scan(rows, f.in, fence, func(k cache.Key, v value) { out[k] = v })
+		corrupt, err := f.c.scan(rows, f.in, f.id, ring, fence, func(k cache.Key, v value) { out[k] = v })
 		if errors.Is(err, errMoved) {
 			return f.in.moved()
+		}
+		attempts++
+		if f.in == nil && attempts == 1 && slices.ContainsFunc(corrupt, func(r corruptRow) bool { return errors.Is(r.err, errForeignKey) }) {
+			return errAgain // between the two reads the owner may have made a new data key
 		}
 		for _, row := range corrupt {
 			if f.in == nil { // who looks changes nothing
@@ -439,6 +491,15 @@ func (f *fetcher) query(ctx context.Context, statement string, args ...any) (map
 		return nil, fmt.Errorf("pgstore: reading from the database: %w", err)
 	}
 	return out, nil
+}
+
+// reading is what rows are read with: the fence of an instance that was taken, and its data keys.
+func (f *fetcher) reading(ctx context.Context) (fence position, ring *keyring, err error) {
+	if f.in != nil {
+		return f.in.at(), f.in.ring.Load(), nil
+	}
+	rings, err := f.c.keyrings(ctx, []string{f.id})
+	return fence, rings[f.id], err
 }
 
 // moved lets a flush find out why the rows are not as this process left them, and says that they are to be read again.

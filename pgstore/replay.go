@@ -134,6 +134,9 @@ func (c *Container) replay(ctx context.Context, in *instance, found position) er
 	} else if err != nil {
 		return err
 	}
+	if err = c.rejoinDataKeys(ctx, in); err != nil {
+		return err
+	}
 	stored, err := c.storedKeys(ctx, in.id, append(loadedTypes(), typeName(typeAppStateMAC)))
 	if err != nil {
 		return err

@@ -114,12 +114,16 @@ func (s *deviceStore) handOut(ctx context.Context, k cache.Key) (record []byte, 
 
 // setAside moves a record that cannot be read to where a person can look at it, unless it was replaced meanwhile.
 func (s *deviceStore) setAside(ctx context.Context, k cache.Key, rec *recordValue) {
-	in, err := s.instance(ctx)
-	if err != nil {
-		return
+	if in, err := s.instance(ctx); err == nil {
+		in.setAside(ctx, k, rec)
 	}
-	row := corruptRow{k, rec.form.Load().json}
-	if err = s.c.moveAside(ctx, in, row); err == nil {
+}
+
+// setAside is as that of a device's store.
+func (in *instance) setAside(ctx context.Context, k cache.Key, rec *recordValue) {
+	row := corruptRow{key: k, data: rec.form.Load().json, seq: rec.seq}
+	err := in.c.moveAside(ctx, in, row)
+	if err == nil {
 		err = in.write(ctx, patienceNone, func(v *view) error {
 			stored, ok := v.Get(k)
 			if now, ok := found[*recordValue](stored, ok); ok && bytes.Equal(now.form.Load().json, row.data) {
@@ -130,7 +134,7 @@ func (s *deviceStore) setAside(ctx context.Context, k cache.Key, rec *recordValu
 	}
 	if err != nil {
 		rec.aside.Store(false) // the next reader tries again
-		s.c.cfg.Logger.Warn("pgstore: record not set aside", "instance", s.id, "error", err)
+		in.c.cfg.Logger.Warn("pgstore: record not set aside", "instance", in.id, "error", err)
 	}
 }
 

@@ -116,8 +116,11 @@ func TestP4ADatabaseThatGoesBackBringsNoKeyBack(t *testing.T) {
 		fate      fate
 		witnessed bool
 		leased    bool
+		encrypts  bool
 	}{
 		{loss: failover, fate: alive},
+		{loss: failover, fate: alive, encrypts: true},
+		{loss: restore, fate: dead, encrypts: true},
 		{loss: failover, fate: alive, leased: true},
 		{loss: failover, fate: dead},
 		{loss: failover, fate: frozen},
@@ -127,10 +130,13 @@ func TestP4ADatabaseThatGoesBackBringsNoKeyBack(t *testing.T) {
 		{loss: snapshot, fate: alive},
 		{loss: snapshot, fate: dead, witnessed: true},
 	} {
-		t.Run(fmt.Sprintf("%s, %s, leased=%t", c.loss.name, c.fate.name, c.leased), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s, %s, leased=%t, encrypts=%t", c.loss.name, c.fate.name, c.leased, c.encrypts), func(t *testing.T) {
 			t.Parallel()
 			r := newRewound(t, func(s *settings) {
 				s.Leased = c.leased
+				if c.encrypts {
+					encrypting(t)(s)
+				}
 				if c.witnessed {
 					s.Witness = filepath.Join(t.TempDir(), "marks")
 				}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/internal/waserver"
+	"github.com/wataki/whatsmeow-pgstore/pgstore/encryption"
 )
 
 // killing is a client that is killed again and again while it answers its contacts and writes to them.
@@ -142,6 +143,13 @@ func TestWithoutTheMechanismAKillBringsKeysBack(t *testing.T) {
 	require.True(t, slices.ContainsFunc(l.server.Record().Reused(), func(f waserver.Finding) bool { return f.Kind == waserver.ReusedCounter }), "the judge never fired")
 }
 
+// encrypting is a setting with a key of its own.
+func encrypting(t testing.TB) func(*settings) {
+	key, err := encryption.NewKey("life")
+	require.NoError(t, err)
+	return func(s *settings) { s.Keys = key }
+}
+
 func TestP3P4P5KilledAgainAndAgain(t *testing.T) {
 	t.Parallel()
 	cases := []struct {
@@ -151,6 +159,7 @@ func TestP3P4P5KilledAgainAndAgain(t *testing.T) {
 		set     func(*settings)
 	}{
 		{"pgstore as we advise", onPgstore, *roundsFlag, func(*settings) {}},
+		{"pgstore that encrypts", onPgstore, *roundsFlag / 2, encrypting(t)},
 		{"pgstore, acknowledgements wait for nothing durable", onPgstore, *roundsFlag, func(s *settings) { s.Durable = false }},
 		{"pgstore, acknowledgements in the background", onPgstore, *roundsFlag / 2, func(s *settings) { s.Synchronous = false }},
 		{"pgstore, only listens", onPgstore, *roundsFlag / 2, func(s *settings) { s.Answer = false }},
@@ -199,6 +208,9 @@ func (k *killing) comeBack() {
 // check holds the store against what it promises, and says what happened where it promises nothing.
 func (k *killing) check() {
 	k.t.Helper()
+	if k.set.Keys != "" {
+		require.Zero(k.t, k.db.number(`SELECT count(*) FROM whatsmeow.auth_keys WHERE NOT data ? 'enc'`), "plain rows")
+	}
 	handled := k.handled()
 	lost, unanswered, again := 0, 0, 0
 	for text, people := range k.sent {

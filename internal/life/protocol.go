@@ -28,6 +28,7 @@ type settings struct {
 	Trust       bool   // pgstore.Config.OnTimelineChange
 	Leased      bool   // pgstore.Config.Takes
 	Witness     string // a file that is pgstore.Config.Witness, if any
+	Keys        string // wrapping keys, if pgstore is to encrypt
 	Off         bool   // pgstore keeps no message key from coming back, to show that the judge fires
 	RetryStore  bool   // Client.UseRetryMessageStore
 	Answer      bool   // the handler answers every text of somebody else before it returns

@@ -17,6 +17,7 @@ import (
 	waLog "go.mau.fi/whatsmeow/util/log"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
+	"github.com/wataki/whatsmeow-pgstore/pgstore/encryption"
 	"github.com/wataki/whatsmeow-pgstore/pgstore/filewitness"
 )
 
@@ -48,6 +49,13 @@ func (c *child) open() (container, error) {
 			return nil, err
 		}
 		cfg.Witness = witness
+	}
+	if c.Keys != "" {
+		keys, err := encryption.Parse(c.Keys)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Encryption, cfg.EncryptionMode = encryption.New(keys), pgstore.Encrypted
 	}
 	if c.Lazy {
 		cfg.FlushInterval, cfg.MaxRest = time.Hour, time.Hour

@@ -37,15 +37,18 @@ func (s *Secrets) Note(t testing.TB, dsn string) {
 	rows, err := conn.Query(context.Background(), `SELECT key_type, data::text FROM whatsmeow.auth_keys UNION ALL SELECT key_type, data::text FROM whatsmeow.set_aside`)
 	require.NoError(t, err)
 	var kind, data string
-	_, err = pgx.ForEachRow(rows, []any{&kind, &data}, func() error {
-		var parsed any
-		if err := json.Unmarshal([]byte(data), &parsed); err != nil {
-			return err
-		}
-		s.collect(kind, parsed)
-		return nil
-	})
+	_, err = pgx.ForEachRow(rows, []any{&kind, &data}, func() error { return s.NoteRow(kind, data) })
 	require.NoError(t, err)
+}
+
+// NoteRow reads one row's JSON.
+func (s *Secrets) NoteRow(kind, data string) error {
+	var parsed any
+	if err := json.Unmarshal([]byte(data), &parsed); err != nil {
+		return err
+	}
+	s.collect(kind, parsed)
+	return nil
 }
 
 // collect walks a row. A string that is base64, or a record that libsignal has written as text, holds secrets.

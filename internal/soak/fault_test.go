@@ -137,6 +137,7 @@ var faults = []fault{
 	{"ten processes open at once", tenOpeners},
 	{"the schema is newer", newerSchema},
 	{"somebody spoils rows", spoilRows},
+	{"keys are rotated", rotateKeys},
 }
 
 func reopen(orderly bool) func(testing.TB, *badDays) {

@@ -64,6 +64,7 @@ func TestSoak(t *testing.T) {
 		bad.dsn = pgtest.Open(t)
 	}
 	bad.network = pgtest.NewProxy(t, bad.dsn)
+	keys := newKeys(t)
 	var all []*process
 	for i := range processes {
 		p := &process{config: pgstore.Config{DSN: bad.network.DSN, FlushTimeout: flushTimeout, Owner: fmt.Sprint("process ", i)}}
@@ -75,6 +76,10 @@ func TestSoak(t *testing.T) {
 			p.config.PendingLimit = 100 // reached in every outage
 		}
 		p.config.DurableAcks = i >= posted
+		p.config.Encryption = keys
+		if i != encrypts && i != limited { // these write plain rows, and read what the others encrypt, as when encryption is switched off
+			p.config.EncryptionMode = pgstore.Decrypting
+		}
 		if i == limited {
 			p.config.DSN = bad.limit(t, bad.network.DSN)
 		}

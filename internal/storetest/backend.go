@@ -42,13 +42,15 @@ type Backend struct {
 }
 
 // Pgstore is pgstore with a configuration of one's own.
-func Pgstore(name string, edit func(*pgstore.Config)) Backend {
+func Pgstore(name string, edits ...func(*pgstore.Config)) Backend {
 	return Backend{
 		Name: name, Ours: true,
 		Database: pgtest.Open,
 		Open: func(t testing.TB, address string) Container {
 			cfg := pgstore.Config{DSN: address}
-			edit(&cfg)
+			for _, edit := range edits {
+				edit(&cfg)
+			}
 			c, err := pgstore.NewWithConfig(context.Background(), cfg)
 			require.NoError(t, err)
 			return c

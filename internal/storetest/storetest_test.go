@@ -12,11 +12,23 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/internal/storetest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
+	"github.com/wataki/whatsmeow-pgstore/pgstore/encryption"
 )
 
 func TestMain(m *testing.M) {
 	// A panic in a decryption leaves sqlstore's transaction open for ever.
 	os.Exit(pgtest.Main(m.Run, goleak.IgnoreTopFunction("database/sql.(*Tx).awaitDone"), goleak.IgnoreTopFunction("database/sql.(*DB).connectionOpener")))
+}
+
+// encrypted is a configuration with encryption and a key of its own.
+func encrypted(t testing.TB) func(*pgstore.Config) {
+	key, err := encryption.NewKey("test")
+	require.NoError(t, err)
+	keys, err := encryption.Parse(key)
+	require.NoError(t, err)
+	return func(cfg *pgstore.Config) {
+		cfg.Encryption, cfg.EncryptionMode = encryption.New(keys), pgstore.Encrypted
+	}
 }
 
 func TestConformance(t *testing.T) {
@@ -25,6 +37,8 @@ func TestConformance(t *testing.T) {
 		for _, b := range []storetest.Backend{
 			storetest.Pgstore("pgstore", func(*pgstore.Config) {}),
 			storetest.Pgstore("pgstore that evicts all it may", func(cfg *pgstore.Config) { cfg.MemoryBudget = 1 }),
+			storetest.Pgstore("pgstore that encrypts", encrypted(t)),
+			storetest.Pgstore("pgstore that encrypts and evicts all it may", encrypted(t), func(cfg *pgstore.Config) { cfg.MemoryBudget = 1 }),
 			storetest.SqlstorePostgres(),
 			storetest.SqlstoreSQLite(),
 		} {
@@ -48,6 +62,7 @@ func TestDifferential(t *testing.T) {
 		for _, ours := range []storetest.Backend{
 			storetest.Pgstore("in memory", func(*pgstore.Config) {}),
 			storetest.Pgstore("evicting", func(cfg *pgstore.Config) { cfg.MemoryBudget = 1 }),
+			storetest.Pgstore("encrypting and evicting", encrypted(t), func(cfg *pgstore.Config) { cfg.MemoryBudget = 1 }),
 		} {
 			t.Run(fmt.Sprintf("seed %d %s", seed, ours.Name), func(t *testing.T) {
 				t.Parallel()
