@@ -53,7 +53,7 @@ type ExportResult struct {
 	Skipped  []Skipped      // rows that were left out
 }
 
-// ErrNoInstance is returned by an export or erasure of an instance that does not exist.
+// ErrNoInstance is returned by an export, an erasure, a healing or a pruning of an instance that does not exist.
 var ErrNoInstance = errors.New("pgstore: no such instance")
 
 // Export hands an instance over. copied is called once with all of its entries, the credentials first and its pairs of the LID map last, and must have stored all of them when
