@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/store/sqlstore/upgrades"
 	"go.mau.fi/whatsmeow/types"
 
@@ -320,4 +321,41 @@ func TestAnImportWhoseRowsAreNotWhatWasWrittenIsUndone(t *testing.T) {
 			require.Empty(t, instances)
 		})
 	}
+}
+
+// Of several who import one device at once, while somebody waits to use it, each succeeds or finds that it is used; who uses it has all of it.
+func TestP6ManyWhoImportADeviceAtOnceLeaveOne(t *testing.T) {
+	t.Parallel()
+	from := backends[0].open(t)
+	theirs := container(from)
+	d := theirs.NewDevice()
+	peer := fillDevice(t, d, theirs.NewDevice())
+	want := answersOf(t, d, []string{peer})
+	dsn := pgtest.Open(t)
+	containers := make([]*pgstore.Container, 5)
+	for i := range containers {
+		containers[i] = open(t, dsn)
+	}
+	user := containers[0]
+	errs := make(chan error)
+	for _, c := range containers[1:] {
+		go func() {
+			_, err := migrate.FromSqlstore(ctx, c, from, migrate.Options{Exact: true})
+			errs <- err
+		}()
+	}
+	var used *store.Device
+	for used == nil {
+		var err error
+		used, err = user.GetDevice(ctx, *d.ID)
+		require.NoError(t, err)
+	}
+	for range containers[1:] {
+		if err := <-errs; err != nil {
+			require.ErrorIs(t, err, pgstore.ErrAlreadyTaken)
+		}
+	}
+	require.Equal(t, want, answersOf(t, used, []string{peer}))
+	require.NoError(t, user.Flush(ctx), "nobody took it away")
+	require.Zero(t, user.Stats().Healed)
 }
