@@ -884,6 +884,12 @@ func TestASchemaWithDataKeysIsTooNewForOlderLibraries(t *testing.T) {
 	require.Equal(t, 1, scalar[int](t, dsn, usableFrom))
 	pair(t, reopen(t, dsn, encrypting(t, pgstore.Encrypting, wrappingKeys(t, "a")["a"])).NewDevice())
 	require.Equal(t, 7, scalar[int](t, dsn, usableFrom))
+
+	// Nor does a later migration let them in again.
+	require.NoError(t, execSQL(t, dsn, `DELETE FROM whatsmeow.schema_info WHERE version > 7`, `DELETE FROM whatsmeow.goose_version WHERE version_id > 7`))
+	reopen(t, dsn, func(*pgstore.Config) {})
+	require.Equal(t, 7, scalar[int](t, dsn, usableFrom))
+	require.Greater(t, scalar[int](t, dsn, `SELECT max(version) FROM whatsmeow.schema_info`), 7)
 }
 
 func TestInvalidEncryptionConfig(t *testing.T) {

@@ -151,6 +151,23 @@ func TestAuditTellsOfOutsiders(t *testing.T) {
 	require.Equal(t, []string{"update identity 1:0", "delete identity 2:0", "insert identity 3:0", "lowered  "}, told)
 }
 
+// The row of an instance may be put in or deleted by hand, as well as its keys.
+func TestAuditTellsOfInstancesThatOutsidersMakeAndDelete(t *testing.T) {
+	t.Parallel()
+	tr := newTrail(t, pgstore.AuditLife)
+	tr.exec(`INSERT INTO whatsmeow.instances (id, jid, epoch, timeline) VALUES ('mine', '1:1@s.whatsapp.net', 1, '00000001')`,
+		`INSERT INTO whatsmeow.instances (id, jid, epoch, imported_at_epoch, timeline) VALUES ('moved', '2:1@s.whatsapp.net', 1, 1, '00000001')`,
+		`DELETE FROM whatsmeow.instances WHERE id <> 'moved'`)
+	report := tr.verify(audit.Options{})
+	require.Empty(t, report.Breaks)
+	var told []string
+	for _, o := range report.Outsiders {
+		require.Empty(t, o.KeyType)
+		told = append(told, o.What+" "+o.Instance)
+	}
+	require.ElementsMatch(t, []string{"insert mine", "delete mine", "insert moved", "delete " + tr.d.ID.String()}, told)
+}
+
 // A row that the library sets aside is deleted by the library.
 func TestAuditTellsOfARowThatIsSetAsideAsTheLibrarys(t *testing.T) {
 	t.Parallel()
