@@ -27,3 +27,9 @@ BEGIN
     PERFORM {schema}.audit_append(who.id, event, who.epoch, who.seq, who.owner, detail);
     RETURN NULL;
 END $$;
+
+-- For a flush that puts what is not there yet: whether an instance has the key under which a row is, so that it can be read unless somebody has changed it.
+CREATE FUNCTION {schema}.sealed_by_data_key(of text, sealed text) RETURNS bool LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM {schema}.data_keys k WHERE k.instance_id = of AND starts_with(sealed, k.id));
+END $$;
