@@ -93,7 +93,7 @@ func (c *Container) Export(ctx context.Context, id string, cfg ExportConfig, cop
 }
 
 // Snapshot is Export of an instance that stays here and goes on: a copy for keeping. It takes nothing, and whoever has the instance does not notice. The copy is what was
-// flushed last. Who imports it cannot say that its counters are exact.
+// flushed last. Who imports it cannot say that its counters are exact. The audit trail tells of it before the first entry is given.
 func (c *Container) Snapshot(ctx context.Context, id string, cfg ExportConfig, copied func(iter.Seq2[portable.Entry, error]) error) (*ExportResult, error) {
 	if c.closed() {
 		return nil, ErrClosed
@@ -105,6 +105,9 @@ func (c *Container) Snapshot(ctx context.Context, id string, cfg ExportConfig, c
 		return nil, ErrNoInstance
 	}
 	ex := &exporting{c: c, cfg: cfg, result: ExportResult{Instance: id, JID: string(stored.JID), Counts: make(map[string]int)}}
+	if err = ex.tell(ctx); err != nil {
+		return nil, fmt.Errorf("pgstore: telling the audit trail that instance %s is copied: %w", id, err)
+	}
 	if err = ex.copy(ctx, copied); err != nil {
 		return nil, fmt.Errorf("pgstore: copying instance %s: %w", id, err)
 	}
@@ -119,6 +122,15 @@ type exporting struct {
 	ring   *keyring  // nil if nothing is encrypted
 	result ExportResult
 	users  map[string]bool // user parts of the JIDs and addresses that the entries name
+}
+
+// tell tells the audit trail that all of the instance is about to leave.
+func (ex *exporting) tell(ctx context.Context) error {
+	return ex.c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
+		_, err := ex.c.pool.Exec(ctx, ex.c.sql(`SELECT {schema}.audit_note(id, 'copied', 'to ' || $2), `+durably+` FROM {schema}.instances WHERE id = $1`),
+			pgx.QueryExecModeExec, ex.result.Instance, cmp.Or(ex.cfg.Target, "entries"))
+		return err
+	})
 }
 
 // copy gives copied all entries, and makes sure that it took them.

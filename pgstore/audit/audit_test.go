@@ -2,7 +2,9 @@ package audit_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"iter"
 	"net/url"
 	"os"
 	"slices"
@@ -18,6 +20,7 @@ import (
 	"github.com/wataki/whatsmeow-pgstore/internal/signaltest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
 	"github.com/wataki/whatsmeow-pgstore/pgstore/audit"
+	"github.com/wataki/whatsmeow-pgstore/pgstore/portable"
 )
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
@@ -105,6 +108,33 @@ func TestAuditTellsOfALife(t *testing.T) {
 	require.Empty(t, report.Outsiders)
 	require.EqualValues(t, 7, report.Entries)
 	require.EqualValues(t, 7, report.Heads[tr.d.ID.String()].N, "it outlives the instance")
+}
+
+// A copy has all credentials, also one that was not finished.
+func TestAuditTellsOfCopies(t *testing.T) {
+	t.Parallel()
+	tr := newTrail(t, pgstore.AuditLife)
+	id := pgstore.InstanceID(tr.d)
+	_, err := tr.c.Snapshot(ctx, id, pgstore.ExportConfig{Target: "a drawer"}, func(entries iter.Seq2[portable.Entry, error]) error {
+		for _, err := range entries {
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	require.NoError(t, err)
+	unfinished := errors.New("unfinished")
+	_, err = tr.c.Snapshot(ctx, id, pgstore.ExportConfig{}, func(iter.Seq2[portable.Entry, error]) error { return unfinished })
+	require.ErrorIs(t, err, unfinished)
+	rows, err := tr.conn.Query(ctx, `SELECT detail FROM whatsmeow.audit WHERE event = 'copied' ORDER BY n`)
+	require.NoError(t, err)
+	details, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	require.Equal(t, []string{"to a drawer", "to entries"}, details)
+	report := tr.verify(audit.Options{})
+	require.Empty(t, report.Breaks)
+	require.Empty(t, report.Outsiders)
 }
 
 func TestAuditTellsOfEveryKeyInTheTransactionThatWroteIt(t *testing.T) {

@@ -33,3 +33,16 @@ CREATE FUNCTION {schema}.sealed_by_data_key(of text, sealed text) RETURNS bool L
 BEGIN
     RETURN EXISTS (SELECT FROM {schema}.data_keys k WHERE k.instance_id = of AND starts_with(sealed, k.id));
 END $$;
+
+-- As before, and that all of an instance was copied by who looked at it only.
+CREATE OR REPLACE FUNCTION {schema}.audit_note(of text, event text, detail text)
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    i record;
+BEGIN
+    IF event NOT IN ('set_aside', 'rotated', 'imported', 'exported', 'copied', 'erased') THEN
+        RAISE 'no such event' USING ERRCODE = '22023';
+    END IF;
+    SELECT * INTO i FROM {schema}.instances WHERE id = of;
+    RETURN {schema}.audit_append(of, event, i.epoch, i.seq, coalesce(i.owner, ''), detail);
+END $$;

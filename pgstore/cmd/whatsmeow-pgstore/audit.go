@@ -133,7 +133,7 @@ func paintEvent(event string) string {
 	switch event {
 	case "outsider", "lowered":
 		return red(padded)
-	case "rewound", "set_aside", "deleted", "erased":
+	case "rewound", "set_aside", "deleted", "erased", "exported", "copied":
 		return yellow(padded)
 	}
 	return padded
