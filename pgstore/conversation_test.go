@@ -100,7 +100,7 @@ func TestP12AConversationWritesDownNoSecret(t *testing.T) {
 	codes, synced := make(chan string, 1), make(chan struct{}, len(appstate.AllPatchNames))
 	heard := make(chan string, 100)
 	begin := func() {
-		cfg := pgstore.Config{DSN: network.DSN}
+		cfg := pgstore.Config{DSN: network.DSN, Audit: pgstore.AuditAll}
 		out.config(&cfg)
 		var err error
 		c, err = pgstore.NewWithConfig(within, cfg)
@@ -241,6 +241,7 @@ func TestP12AConversationWritesDownNoSecret(t *testing.T) {
 	secrets.RequireNoneIn(t, "the log", log)
 	secrets.RequireNoneIn(t, "errors", out.errors.String())
 	secrets.RequireNoneIn(t, "the client's log", "-"+out.client.String())
+	secrets.RequireNoneInTables(t, dsn, "whatsmeow.audit", "whatsmeow.audit_keys")
 	for _, word := range []string{"a day like", "from memory", "overtakes", "after a restore"} {
 		require.NotContains(t, log+out.errors.String(), word)
 	}

@@ -121,6 +121,21 @@ func (s *Secrets) RequireNoneIn(t testing.TB, where, text string) {
 	require.Empty(t, s.FoundIn(text), "secrets of these kinds are in %s", where)
 }
 
+// RequireNoneInTables fails if a row of these tables holds secrets, in a text or in bytes.
+func (s *Secrets) RequireNoneInTables(t testing.TB, dsn string, tables ...string) {
+	t.Helper()
+	conn, err := pgx.Connect(context.Background(), dsn)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(context.Background())) }()
+	for _, table := range tables {
+		rows, err := conn.Query(context.Background(), `SELECT t::text FROM `+table+` AS t`) // bytes are in hex then
+		require.NoError(t, err)
+		all, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err)
+		s.RequireNoneIn(t, table, strings.Join(all, "\n"))
+	}
+}
+
 // Kinds lists the key types of which a secret is known.
 func (s *Secrets) Kinds() []string {
 	kinds := make(map[string]bool)
