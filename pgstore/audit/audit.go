@@ -48,7 +48,8 @@ type Break struct {
 // String is a line for people.
 func (b Break) String() string { return fmt.Sprintf("%s, entry %d: %s", b.Instance, b.N, b.What) }
 
-// Outsider is a change that was not made by the library.
+// Outsider is a change that was not made by the library. The library is known by a setting of its transactions, which whoever wants to deceive can make as well: what he
+// changes so is, with [pgstore.AuditAll], a [Break].
 type Outsider struct {
 	Instance string
 	N        int64

@@ -198,6 +198,18 @@ func TestAuditTellsOfInstancesThatOutsidersMakeAndDelete(t *testing.T) {
 	require.ElementsMatch(t, []string{"insert mine", "delete mine", "insert moved", "delete " + tr.d.ID.String()}, told)
 }
 
+// Whoever says that he is the library is believed. That a row is not what was written last is seen nevertheless.
+func TestAuditsMarkIsNoLock(t *testing.T) {
+	t.Parallel()
+	tr := newTrail(t, pgstore.AuditAll)
+	tr.write("1:0")
+	tr.exec(`SET pgstore.writer = 'on'`, `UPDATE whatsmeow.auth_keys SET data = '{}' WHERE key_id = '1:0'`)
+	report := tr.verify(audit.Options{})
+	require.Empty(t, report.Outsiders)
+	require.Len(t, report.Breaks, 1)
+	require.Contains(t, report.Breaks[0].What, "its row is not what was written")
+}
+
 // A row that the library sets aside is deleted by the library.
 func TestAuditTellsOfARowThatIsSetAsideAsTheLibrarys(t *testing.T) {
 	t.Parallel()
