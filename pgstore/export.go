@@ -117,12 +117,16 @@ type exporting struct {
 	cfg    ExportConfig
 	in     *instance // as it was taken; nil for a snapshot
 	result ExportResult
+	ring   *keyring
 	users  map[string]bool // user parts of the JIDs and addresses that the entries name
 }
 
 // copy gives copied all entries, and makes sure that it took them.
 func (ex *exporting) copy(ctx context.Context, copied func(iter.Seq2[portable.Entry, error]) error) error {
 	ex.users = make(map[string]bool)
+	if err := ex.addDataKeys(ctx); err != nil {
+		return err
+	}
 	return pgx.BeginTxFunc(ctx, ex.c.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		var total, done int
 		var epoch int64
@@ -133,6 +137,9 @@ func (ex *exporting) copy(ctx context.Context, copied func(iter.Seq2[portable.En
 		}
 		if ex.in != nil && epoch != ex.in.epoch() {
 			return ErrOwnershipLost
+		}
+		if err = ex.addDataKeys(ctx); err != nil { // those that are newer: who has the instance may have made one
+			return err
 		}
 		ended := false
 		err = copied(func(yield func(portable.Entry, error) bool) {
@@ -159,6 +166,18 @@ func (ex *exporting) copy(ctx context.Context, copied func(iter.Seq2[portable.En
 	})
 }
 
+// addDataKeys reads the data keys that the instance's values are encrypted with.
+func (ex *exporting) addDataKeys(ctx context.Context) error {
+	rings, err := ex.c.keyrings(ctx, []string{ex.result.Instance})
+	if found := rings[ex.result.Instance]; err == nil && found != nil {
+		if ex.ring != nil {
+			found = found.with(ex.ring.keys)
+		}
+		ex.ring = found
+	}
+	return err
+}
+
 // errStopped says that who copies did not want all of it.
 var errStopped = errors.New("the copy is not whole")
 
@@ -183,8 +202,8 @@ func (ex *exporting) rows(ctx context.Context, tx pgx.Tx, yield func(portable.En
 				return err
 			}
 			for _, row := range page {
-				if !ex.row(row, yield) {
-					return errStopped
+				if err = ex.row(row, yield); err != nil {
+					return err
 				}
 			}
 			if len(page) < importPiece {
@@ -201,25 +220,35 @@ type storedRow struct {
 	Seq            int64
 }
 
-// row yields a row's entry, or notes why it has none.
-func (ex *exporting) row(row storedRow, yield func(portable.Entry) bool) bool {
-	e, reason := ex.entry(row)
+// row yields a row's entry, or notes why it has none. A row that cannot be decrypted for want of a key is an error: the instance would be handed over without it.
+func (ex *exporting) row(row storedRow, yield func(portable.Entry) bool) error {
+	k := cache.Key{Type: typesByName[row.Type], ID: row.ID}
+	plain, err := ex.c.unseal(ex.ring, ex.result.Instance, k, row.Seq, []byte(row.Data))
+	if err != nil && (errors.Is(err, errForeignKey) || !errors.Is(err, ErrCorrupt)) {
+		return err
+	}
+	var e portable.Entry
+	reason := "the row cannot be read"
+	if err == nil {
+		e, reason = ex.entry(k, row, plain)
+	}
 	if e == nil {
 		ex.result.Skipped = append(ex.result.Skipped, Skipped{Kind: row.Type, Name: unescapeID(row.ID), Reason: reason})
-		return true
+		return nil
 	}
 	ex.note(e)
-	return yield(e)
+	if !yield(e) {
+		return errStopped
+	}
+	return nil
 }
 
 // entry is a row as it is handed out, or why it is not.
-func (ex *exporting) entry(row storedRow) (e portable.Entry, reason string) {
-	t, known := typesByName[row.Type]
-	if !known {
+func (ex *exporting) entry(k cache.Key, row storedRow, plain []byte) (e portable.Entry, reason string) {
+	if _, known := typesByName[row.Type]; !known {
 		return nil, "of a later version"
 	}
-	k := cache.Key{Type: t, ID: row.ID}
-	v, err := decodeKey(k, []byte(row.Data))
+	v, err := decodeKey(k, plain)
 	if err != nil {
 		return nil, "the row cannot be read"
 	}

@@ -93,6 +93,9 @@ func (c *Container) Import(ctx context.Context, id string, entries iter.Seq2[por
 	if err != nil {
 		return nil, err
 	}
+	if err = im.makeDataKey(ctx); err != nil {
+		return nil, err
+	}
 	if err = im.takeReplaced(ctx); err != nil {
 		return nil, err
 	}
@@ -115,6 +118,8 @@ type importing struct {
 	replace int64 // the epoch under which the instance was taken that is replaced, 0 for none
 
 	epoch, seq, abandonThrough int64
+	ring                       keyring // what the rows are encrypted with, if they are
+	wrapped                    WrappedKey
 
 	read    int    // entries
 	counter uint32 // the next pre-key id, if that was told
@@ -159,6 +164,32 @@ func (c *Container) beginImport(id string, next func() (portable.Entry, error, b
 	im := &importing{c: c, cfg: cfg, creds: &d, counts: make(map[cache.Type]int), samples: make(map[cache.Type][]importedRow)}
 	im.result = ImportResult{Instance: id, JID: string(d.JID), NextPreKeyID: 1}
 	return im, nil
+}
+
+// makeDataKey makes the data key of the instance, if its rows are to be encrypted. One that it had goes with its rows.
+func (im *importing) makeDataKey(ctx context.Context) (err error) {
+	if im.c.cfg.Encryption == nil || im.c.cfg.EncryptionMode == Decrypting {
+		return nil
+	}
+	if im.ring.current, im.wrapped, err = im.c.makeDataKey(ctx, im.result.Instance); err == nil {
+		im.ring.keys = map[string]DataKey{im.wrapped.ID: im.ring.current}
+	}
+	return err
+}
+
+// storeDataKey stores the data key in the place of those that the instance had. Who does not encrypt needs no right on the table unless it had some.
+func (im *importing) storeDataKey(ctx context.Context, tx pgx.Tx) error {
+	var had bool
+	err := tx.QueryRow(ctx, im.c.sql(`SELECT {schema}.has_data_keys($1)`), pgx.QueryExecModeExec, im.result.Instance).Scan(&had)
+	if err == nil && had {
+		_, err = tx.Exec(ctx, im.c.sql(`DELETE FROM {schema}.data_keys WHERE instance_id = $1`), pgx.QueryExecModeExec, im.result.Instance)
+	}
+	if err != nil || im.ring.current == nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, im.c.sql(`INSERT INTO {schema}.data_keys (instance_id, id, wrapping_key, wrapped, complete) VALUES ($1, $2, $3, $4, true)`),
+		pgx.QueryExecModeExec, im.result.Instance, im.wrapped.ID, im.wrapped.WrappingKey, im.wrapped.Wrapped)
+	return err
 }
 
 // takeReplaced takes an instance that is to be replaced, from whoever has it as a take does.
@@ -207,6 +238,9 @@ func (im *importing) run(ctx context.Context, tx pgx.Tx, next func() (portable.E
 		if _, err := tx.Exec(ctx, im.c.sql(`DELETE FROM {schema}.`+table+` WHERE instance_id = $1`), pgx.QueryExecModeExec, im.result.Instance); err != nil {
 			return err
 		}
+	}
+	if err := im.storeDataKey(ctx, tx); err != nil {
+		return err
 	}
 	if err := im.writeAll(ctx, tx, next); err != nil {
 		return err
@@ -359,8 +393,12 @@ func (im *importing) addRow(p *piece, k cache.Key, v value) error {
 	if err != nil {
 		return fmt.Errorf("encoding %s: %w", typeName(k.Type), err)
 	}
-	p.types, p.ids, p.data = append(p.types, typeName(k.Type)), append(p.ids, k.ID), append(p.data, data)
-	p.bytes += len(data) + len(k.ID)
+	sealed, err := im.ring.seal(im.result.Instance, k, im.seq, data)
+	if err != nil {
+		return err
+	}
+	p.types, p.ids, p.data = append(p.types, typeName(k.Type)), append(p.ids, k.ID), append(p.data, sealed)
+	p.bytes += len(sealed) + len(k.ID)
 	im.counts[k.Type]++
 	row, kept := importedRow{k, data}, im.samples[k.Type]
 	if n := im.counts[k.Type]; len(kept) < importSamples {
@@ -465,7 +503,11 @@ func (im *importing) compare(ctx context.Context, tx pgx.Tx, want []importedRow)
 		return err
 	}
 	for _, row := range want {
-		if _, err := decodeKey(row.key, []byte(stored[row.key])); err != nil || !sameJSON(stored[row.key], row.data) {
+		plain, err := im.c.unseal(&im.ring, im.result.Instance, row.key, im.seq, []byte(stored[row.key]))
+		if err == nil {
+			_, err = decodeKey(row.key, plain)
+		}
+		if err != nil || !sameJSON(string(plain), row.data) {
 			return fmt.Errorf("%w: one of %s", errNotAsWritten, typeName(row.key.Type))
 		}
 	}
