@@ -47,6 +47,7 @@ type Container struct {
 		sync.Mutex
 		instances map[string]*instance // taken by this container
 		stopped   map[string]error     // why those stopped by themselves that nobody has taken here since
+		rewound   map[string]int       // those that Heal is about to take
 	}
 	synchronous [typeCount]bool // what Config.SynchronousTypes names
 	ended       atomic.Bool     // set under mu, read without
@@ -101,7 +102,7 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 	if cfg.HealRate < 0 {
 		c.bundles.SetLimit(rate.Inf)
 	}
-	c.mu.instances, c.mu.stopped = make(map[string]*instance), make(map[string]error)
+	c.mu.instances, c.mu.stopped, c.mu.rewound = make(map[string]*instance), make(map[string]error), make(map[string]int)
 	for _, name := range cfg.SynchronousTypes {
 		c.synchronous[typesByName[name]] = true
 	}

@@ -883,7 +883,7 @@ func TestASchemaWithDataKeysIsTooNewForOlderLibraries(t *testing.T) {
 	pair(t, c.NewDevice())
 	require.Equal(t, 1, scalar[int](t, dsn, usableFrom))
 	pair(t, reopen(t, dsn, encrypting(t, pgstore.Encrypting, wrappingKeys(t, "a")["a"])).NewDevice())
-	require.Equal(t, 6, scalar[int](t, dsn, usableFrom))
+	require.Equal(t, 7, scalar[int](t, dsn, usableFrom))
 }
 
 func TestInvalidEncryptionConfig(t *testing.T) {
@@ -907,7 +907,7 @@ func TestARecordThatCannotBeReadIsSetAsideWhenItIsToBeEncrypted(t *testing.T) {
 	with := encrypting(t, pgstore.Encrypting, wrappingKeys(t, "a")["a"])
 	d = mustDevice(t, reopen(t, dsn, with), *d.ID)
 	eventually(t, dsn, allSealed)
-	require.Equal(t, `{"record": "{}"}`, scalar[string](t, dsn, `SELECT data::text FROM whatsmeow.set_aside WHERE key_type = 'session' AND key_id = '1:0'`))
+	require.JSONEq(t, `{"record": "{}"}`, scalar[string](t, dsn, `SELECT data::text FROM whatsmeow.set_aside WHERE key_type = 'session' AND key_id = '1:0'`))
 	for address, there := range map[string]bool{"1:0": false, "2:0": true} {
 		has, err := d.Sessions.HasSession(ctx, address)
 		require.NoError(t, err)

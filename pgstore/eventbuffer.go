@@ -116,7 +116,7 @@ func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
 		if other == in || !other.usable() || other.releasing.Load() || !other.pruneDue(typeBufferedEvent, now) {
 			continue
 		}
-		if err := other.prune(ctx, typeBufferedEvent, now.Add(-bufferedHashAge)); err != nil {
+		if _, err := other.prune(ctx, typeBufferedEvent, now.Add(-bufferedHashAge)); err != nil {
 			if ctx.Err() != nil {
 				return err
 			}
@@ -124,7 +124,8 @@ func (s *deviceStore) DeleteOldBufferedHashes(ctx context.Context) error {
 		}
 	}
 	in.pruneDue(typeBufferedEvent, now)
-	return in.prune(ctx, typeBufferedEvent, now.Add(-bufferedHashAge))
+	_, err = in.prune(ctx, typeBufferedEvent, now.Add(-bufferedHashAge))
+	return err
 }
 
 // pruneDue says whether an instance's events were not looked through lately, and notes that they are now.
@@ -144,9 +145,9 @@ const pruneChunk = 500
 // prune deletes events that were inserted before cutoff: through the instance's own lane, as every write. One
 // that was stored anew since it was listed stays. One whose time cannot be read is listed, too, and so found and set aside. Of an encrypted one only the row's own
 // time can be seen, which is no earlier.
-func (in *instance) prune(ctx context.Context, t cache.Type, cutoff time.Time) error {
+func (in *instance) prune(ctx context.Context, t cache.Type, cutoff time.Time) (deleted int, err error) {
 	var old []string
-	err := in.c.read(ctx, `SELECT key_id FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2
+	err = in.c.read(ctx, `SELECT key_id FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2
 		AND CASE WHEN data ? 'enc' THEN updated_at < to_timestamp($3::bigint / 1000.0)
 			WHEN jsonb_typeof(data->'insert_ms') = 'number' THEN (data->>'insert_ms')::numeric < $3 ELSE true END`,
 		[]any{in.id, typeName(t), cutoff.UnixMilli()}, func() { old = nil }, func(rows pgx.Rows) error {
@@ -156,24 +157,28 @@ func (in *instance) prune(ctx context.Context, t cache.Type, cutoff time.Time) e
 			return err
 		})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for ids := range slices.Chunk(old, pruneChunk) {
+		gone := 0
 		err = in.write(ctx, patienceNone, func(v *view) error {
+			gone = 0
 			for _, id := range ids {
 				k := cache.Key{Type: t, ID: id}
 				stored, _ := v.Get(k)
 				if event, ok := stored.(interface{ inserted() int64 }); ok && event.inserted() < cutoff.UnixMilli() {
 					v.Delete(k)
+					gone++
 				}
 			}
 			return nil
 		})
 		if err != nil {
-			return err
+			return deleted, err
 		}
+		deleted += gone
 	}
-	return nil
+	return deleted, nil
 }
 
 func outgoingKey(chat types.JID, id types.MessageID) cache.Key {
@@ -217,7 +222,7 @@ func (s *deviceStore) DeleteOldOutgoingEvents(ctx context.Context) error {
 	}
 	if in.pruneDue(typeOutgoingEvent, time.Now()) {
 		s.c.background(func(ctx context.Context) {
-			if err := in.prune(ctx, typeOutgoingEvent, time.Now().Add(-outgoingEventAge)); err != nil && ctx.Err() == nil {
+			if _, err := in.prune(ctx, typeOutgoingEvent, time.Now().Add(-outgoingEventAge)); err != nil && ctx.Err() == nil {
 				s.c.cfg.Logger.Warn("pgstore: old outgoing events not pruned", "instance", in.id, "error", err)
 			}
 		})

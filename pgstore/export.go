@@ -53,7 +53,7 @@ type ExportResult struct {
 	Skipped  []Skipped      // rows that were left out
 }
 
-// ErrNoInstance is returned by an export or erasure of an instance that does not exist.
+// ErrNoInstance is returned by an export, an erasure, a healing or a pruning of an instance that does not exist.
 var ErrNoInstance = errors.New("pgstore: no such instance")
 
 // Export hands an instance over. copied is called once with all of its entries, the credentials first and its pairs of the LID map last, and must have stored all of them when
@@ -116,15 +116,15 @@ type exporting struct {
 	c      *Container
 	cfg    ExportConfig
 	in     *instance // as it was taken; nil for a snapshot
+	ring   *keyring  // nil if nothing is encrypted
 	result ExportResult
-	ring   *keyring
 	users  map[string]bool // user parts of the JIDs and addresses that the entries name
 }
 
 // copy gives copied all entries, and makes sure that it took them.
 func (ex *exporting) copy(ctx context.Context, copied func(iter.Seq2[portable.Entry, error]) error) error {
 	ex.users = make(map[string]bool)
-	if err := ex.addDataKeys(ctx); err != nil {
+	if err := ex.openDataKeys(ctx); err != nil {
 		return err
 	}
 	return pgx.BeginTxFunc(ctx, ex.c.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -138,7 +138,7 @@ func (ex *exporting) copy(ctx context.Context, copied func(iter.Seq2[portable.En
 		if ex.in != nil && epoch != ex.in.epoch() {
 			return ErrOwnershipLost
 		}
-		if err = ex.addDataKeys(ctx); err != nil { // those that are newer: who has the instance may have made one
+		if err = ex.openDataKeys(ctx); err != nil { // once more: one may be new by now, and an old one gone
 			return err
 		}
 		ended := false
@@ -166,14 +166,13 @@ func (ex *exporting) copy(ctx context.Context, copied func(iter.Seq2[portable.En
 	})
 }
 
-// addDataKeys reads the data keys that the instance's values are encrypted with.
-func (ex *exporting) addDataKeys(ctx context.Context) error {
+// openDataKeys adds to the data keys those that the instance has now.
+func (ex *exporting) openDataKeys(ctx context.Context) error {
 	rings, err := ex.c.keyrings(ctx, []string{ex.result.Instance})
-	if found := rings[ex.result.Instance]; err == nil && found != nil {
-		if ex.ring != nil {
-			found = found.with(ex.ring.keys)
-		}
-		ex.ring = found
+	if ring := rings[ex.result.Instance]; ring != nil && ex.ring != nil {
+		ex.ring = ex.ring.with(ring.keys)
+	} else if ring != nil {
+		ex.ring = ring
 	}
 	return err
 }
@@ -220,17 +219,19 @@ type storedRow struct {
 	Seq            int64
 }
 
-// row yields a row's entry, or notes why it has none. A row that cannot be decrypted for want of a key is an error: the instance would be handed over without it.
+// row yields a row's entry, or notes why it has none.
 func (ex *exporting) row(row storedRow, yield func(portable.Entry) bool) error {
-	k := cache.Key{Type: typesByName[row.Type], ID: row.ID}
-	plain, err := ex.c.unseal(ex.ring, ex.result.Instance, k, row.Seq, []byte(row.Data))
-	if err != nil && (errors.Is(err, errForeignKey) || !errors.Is(err, ErrCorrupt)) {
-		return err
-	}
+	k, reason := cache.Key{ID: row.ID}, "of a later version"
 	var e portable.Entry
-	reason := "the row cannot be read"
-	if err == nil {
-		e, reason = ex.entry(k, row, plain)
+	var known bool
+	if k.Type, known = typesByName[row.Type]; known {
+		plain, err := ex.c.unseal(ex.ring, ex.result.Instance, k, row.Seq, []byte(row.Data))
+		if err != nil && (errors.Is(err, errForeignKey) || !errors.Is(err, ErrCorrupt)) {
+			return err // a key is missing: all rows under it would be left out
+		}
+		if reason = unreadable; err == nil {
+			e, reason = ex.entry(k, row.Seq, plain)
+		}
 	}
 	if e == nil {
 		ex.result.Skipped = append(ex.result.Skipped, Skipped{Kind: row.Type, Name: unescapeID(row.ID), Reason: reason})
@@ -243,25 +244,24 @@ func (ex *exporting) row(row storedRow, yield func(portable.Entry) bool) error {
 	return nil
 }
 
+const unreadable = "the row cannot be read"
+
 // entry is a row as it is handed out, or why it is not.
-func (ex *exporting) entry(k cache.Key, row storedRow, plain []byte) (e portable.Entry, reason string) {
-	if _, known := typesByName[row.Type]; !known {
-		return nil, "of a later version"
-	}
+func (ex *exporting) entry(k cache.Key, seq int64, plain []byte) (e portable.Entry, reason string) {
 	v, err := decodeKey(k, plain)
 	if err != nil {
-		return nil, "the row cannot be read"
+		return nil, unreadable
 	}
 	if rec, ok := v.(*recordValue); ok {
-		rec.from, rec.seq = ex.in, row.Seq // what was abandoned here since the row was written
+		rec.from, rec.seq = ex.in, seq // what was abandoned here since the row was written
 		if _, ok = rec.read(); !ok {
-			return nil, "the row cannot be read"
+			return nil, unreadable
 		}
 		if ex.in != nil {
 			toCeiling(rec)
 		}
 	}
-	if preKey, ok := v.(*preKeyValue); ok && ex.in.markOf(row.Seq) == markAbandon {
+	if preKey, ok := v.(*preKeyValue); ok && ex.in.markOf(seq) == markAbandon {
 		preKey.Uploaded, preKey.Stale = true, true
 	}
 	e, err = entryOf(k, v)

@@ -93,9 +93,6 @@ func (c *Container) Import(ctx context.Context, id string, entries iter.Seq2[por
 	if err != nil {
 		return nil, err
 	}
-	if err = im.makeDataKey(ctx); err != nil {
-		return nil, err
-	}
 	if err = im.takeReplaced(ctx); err != nil {
 		return nil, err
 	}
@@ -118,8 +115,7 @@ type importing struct {
 	replace int64 // the epoch under which the instance was taken that is replaced, 0 for none
 
 	epoch, seq, abandonThrough int64
-	ring                       keyring // what the rows are encrypted with, if they are
-	wrapped                    WrappedKey
+	ring                       *keyring // with the data key that was made for it, if values are encrypted
 
 	read    int    // entries
 	counter uint32 // the next pre-key id, if that was told
@@ -130,7 +126,7 @@ type importing struct {
 
 type importedRow struct {
 	key  cache.Key
-	data string
+	data string // as it was before it was encrypted
 }
 
 const (
@@ -164,32 +160,6 @@ func (c *Container) beginImport(id string, next func() (portable.Entry, error, b
 	im := &importing{c: c, cfg: cfg, creds: &d, counts: make(map[cache.Type]int), samples: make(map[cache.Type][]importedRow)}
 	im.result = ImportResult{Instance: id, JID: string(d.JID), NextPreKeyID: 1}
 	return im, nil
-}
-
-// makeDataKey makes the data key of the instance, if its rows are to be encrypted. One that it had goes with its rows.
-func (im *importing) makeDataKey(ctx context.Context) (err error) {
-	if im.c.cfg.Encryption == nil || im.c.cfg.EncryptionMode == Decrypting {
-		return nil
-	}
-	if im.ring.current, im.wrapped, err = im.c.makeDataKey(ctx, im.result.Instance); err == nil {
-		im.ring.keys = map[string]DataKey{im.wrapped.ID: im.ring.current}
-	}
-	return err
-}
-
-// storeDataKey stores the data key in the place of those that the instance had. Who does not encrypt needs no right on the table unless it had some.
-func (im *importing) storeDataKey(ctx context.Context, tx pgx.Tx) error {
-	var had bool
-	err := tx.QueryRow(ctx, im.c.sql(`SELECT {schema}.has_data_keys($1)`), pgx.QueryExecModeExec, im.result.Instance).Scan(&had)
-	if err == nil && had {
-		_, err = tx.Exec(ctx, im.c.sql(`DELETE FROM {schema}.data_keys WHERE instance_id = $1`), pgx.QueryExecModeExec, im.result.Instance)
-	}
-	if err != nil || im.ring.current == nil {
-		return err
-	}
-	_, err = tx.Exec(ctx, im.c.sql(`INSERT INTO {schema}.data_keys (instance_id, id, wrapping_key, wrapped, complete) VALUES ($1, $2, $3, $4, true)`),
-		pgx.QueryExecModeExec, im.result.Instance, im.wrapped.ID, im.wrapped.WrappingKey, im.wrapped.Wrapped)
-	return err
 }
 
 // takeReplaced takes an instance that is to be replaced, from whoever has it as a take does.
@@ -234,12 +204,20 @@ func (im *importing) run(ctx context.Context, tx pgx.Tx, next func() (portable.E
 	if err := im.begin(ctx, tx); err != nil {
 		return err
 	}
-	for _, table := range []string{"auth_keys", "set_aside"} {
+	tables := []string{"auth_keys", "set_aside"}
+	var encrypted bool
+	if err := tx.QueryRow(ctx, im.c.sql(`SELECT {schema}.has_data_keys($1)`), pgx.QueryExecModeExec, im.result.Instance).Scan(&encrypted); err != nil {
+		return err
+	}
+	if encrypted { // who does not encrypt needs no right on them
+		tables = append(tables, "data_keys")
+	}
+	for _, table := range tables {
 		if _, err := tx.Exec(ctx, im.c.sql(`DELETE FROM {schema}.`+table+` WHERE instance_id = $1`), pgx.QueryExecModeExec, im.result.Instance); err != nil {
 			return err
 		}
 	}
-	if err := im.storeDataKey(ctx, tx); err != nil {
+	if err := im.addDataKey(ctx, tx); err != nil {
 		return err
 	}
 	if err := im.writeAll(ctx, tx, next); err != nil {
@@ -297,6 +275,21 @@ func (im *importing) begin(ctx context.Context, tx pgx.Tx) error {
 		return ErrOwnershipLost
 	}
 	return ErrAlreadyTaken
+}
+
+// addDataKey makes a data key, under which all rows will be, if values are encrypted.
+func (im *importing) addDataKey(ctx context.Context, tx pgx.Tx) error {
+	if im.c.cfg.Encryption == nil || im.c.cfg.EncryptionMode == Decrypting {
+		return nil
+	}
+	key, wrapped, err := im.c.makeDataKey(ctx, im.result.Instance)
+	if err != nil {
+		return err
+	}
+	im.ring = &keyring{current: key, keys: map[string]DataKey{key.ID(): key}}
+	_, err = tx.Exec(ctx, im.c.sql(`INSERT INTO {schema}.data_keys (instance_id, id, wrapping_key, wrapped, complete) VALUES ($1, $2, $3, $4, true)`),
+		pgx.QueryExecModeExec, im.result.Instance, wrapped.ID, wrapped.WrappingKey, wrapped.Wrapped)
+	return err
 }
 
 // piece is what the next statement writes.
@@ -393,12 +386,12 @@ func (im *importing) addRow(p *piece, k cache.Key, v value) error {
 	if err != nil {
 		return fmt.Errorf("encoding %s: %w", typeName(k.Type), err)
 	}
-	sealed, err := im.ring.seal(im.result.Instance, k, im.seq, data)
+	stored, err := im.ring.seal(im.result.Instance, k, im.seq, data)
 	if err != nil {
 		return err
 	}
-	p.types, p.ids, p.data = append(p.types, typeName(k.Type)), append(p.ids, k.ID), append(p.data, sealed)
-	p.bytes += len(sealed) + len(k.ID)
+	p.types, p.ids, p.data = append(p.types, typeName(k.Type)), append(p.ids, k.ID), append(p.data, stored)
+	p.bytes += len(stored) + len(k.ID)
 	im.counts[k.Type]++
 	row, kept := importedRow{k, data}, im.samples[k.Type]
 	if n := im.counts[k.Type]; len(kept) < importSamples {
@@ -503,7 +496,7 @@ func (im *importing) compare(ctx context.Context, tx pgx.Tx, want []importedRow)
 		return err
 	}
 	for _, row := range want {
-		plain, err := im.c.unseal(&im.ring, im.result.Instance, row.key, im.seq, []byte(stored[row.key]))
+		plain, err := im.c.unseal(im.ring, im.result.Instance, row.key, im.seq, []byte(stored[row.key]))
 		if err == nil {
 			_, err = decodeKey(row.key, plain)
 		}

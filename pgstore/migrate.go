@@ -6,7 +6,6 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 	"time"
 
@@ -142,24 +141,16 @@ func (v versionTable) TableExists(ctx context.Context, db goosedb.DBTxConn) (exi
 
 // migrations are the embedded files, 00001_name.sql and so on, with the schema's name filled in.
 func (c *Container) migrations() ([]*goose.Migration, error) {
-	names, err := fs.Glob(migrationFiles, "migrations/*.sql")
+	known, err := c.knownMigrations()
 	if err != nil {
 		return nil, err
 	}
-	var steps []*goose.Migration
-	for _, name := range names {
-		version, err := goose.NumericComponent(name)
-		if err != nil {
-			return nil, err
-		}
-		statements, err := fs.ReadFile(migrationFiles, name)
-		if err != nil {
-			return nil, err
-		}
-		steps = append(steps, goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
-			_, err := tx.ExecContext(ctx, c.sql(string(statements)), pgx.QueryExecModeSimpleProtocol)
+	steps := make([]*goose.Migration, len(known))
+	for i, m := range known {
+		steps[i] = goose.NewGoMigration(int64(m.Version), &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, m.SQL, pgx.QueryExecModeSimpleProtocol)
 			return err
-		}}, nil))
+		}}, nil)
 	}
 	return steps, nil
 }

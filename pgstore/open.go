@@ -69,6 +69,9 @@ func (c *Container) take(ctx context.Context, id string, forced bool) (t taken, 
 	if err != nil {
 		return t, err
 	}
+	if c.isRewound(id) {
+		witnessed = latest
+	}
 	err = c.pool.QueryRow(ctx, c.sql(takeStatement), pgx.QueryExecModeExec, id, c.cfg.Owner, c.process,
 		c.cfg.OnNewSystem == Heal, c.cfg.OnTimelineChange == Heal, witnessed.Epoch, witnessed.Seq, forced).
 		Scan(&t.epoch, &t.seq, &t.timeline, &t.stepThrough, &t.abandonThrough, nil)

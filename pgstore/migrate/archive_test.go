@@ -3,6 +3,7 @@ package migrate_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strconv"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/wataki/whatsmeow-pgstore/internal/pgtest"
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
+	"github.com/wataki/whatsmeow-pgstore/pgstore/encryption"
 	"github.com/wataki/whatsmeow-pgstore/pgstore/migrate"
 )
 
@@ -92,25 +94,50 @@ func TestP4ACopyInAnArchiveIsHealed(t *testing.T) {
 	k.judge()
 }
 
-// Everything comes out of an archive as it went in.
+// Everything comes out of an archive as it went in, whether values are encrypted in the one database or in the other, each with a key of its own.
 func TestEverythingIsInAnArchive(t *testing.T) {
 	t.Parallel()
-	identity := newIdentity(t)
-	first, second := open(t, pgtest.Open(t)), open(t, pgtest.Open(t))
-	d := first.NewDevice()
-	peer := fillDevice(t, d, first.NewDevice())
-	before := answersOf(t, d, []string{peer})
-	var file bytes.Buffer
-	_, err := migrate.WriteArchive(ctx, first, pgstore.InstanceID(d), &file, migrate.WriteArchiveOptions{Recipients: []age.Recipient{identity.Recipient()}, Move: true})
-	require.NoError(t, err)
-	_, err = migrate.ReadArchive(ctx, second, &file, migrate.ReadArchiveOptions{Identities: []age.Identity{identity}, Exact: true})
-	require.NoError(t, err)
-	moved, err := second.GetFirstDevice(ctx)
-	require.NoError(t, err)
-	after := answersOf(t, moved, []string{peer})
-	require.NotNil(t, after.Sessions[peer])
-	before.Sessions, after.Sessions = nil, nil // it was moved to its ceiling
-	require.Equal(t, before, after)
+	for _, encrypted := range [][2]bool{{false, false}, {true, true}, {true, false}, {false, true}} {
+		t.Run(fmt.Sprint(encrypted), func(t *testing.T) {
+			t.Parallel()
+			identity := newIdentity(t)
+			dsns := [2]string{pgtest.Open(t), pgtest.Open(t)}
+			var stores [2]*pgstore.Container
+			for i, dsn := range dsns {
+				stores[i] = open(t, dsn, func(cfg *pgstore.Config) {
+					if encrypted[i] {
+						line, err := encryption.NewKey("a")
+						require.NoError(t, err)
+						keys, err := encryption.Parse(line)
+						require.NoError(t, err)
+						cfg.Encryption, cfg.EncryptionMode = encryption.New(keys), pgstore.Encrypted
+					}
+				})
+			}
+			first, second := stores[0], stores[1]
+			d := first.NewDevice()
+			peer := fillDevice(t, d, first.NewDevice())
+			before := answersOf(t, d, []string{peer})
+			var file bytes.Buffer
+			_, err := migrate.WriteArchive(ctx, first, pgstore.InstanceID(d), &file, migrate.WriteArchiveOptions{Recipients: []age.Recipient{identity.Recipient()}, Move: true})
+			require.NoError(t, err)
+			for range 2 {
+				result, err := migrate.ReadArchive(ctx, second, bytes.NewReader(file.Bytes()), migrate.ReadArchiveOptions{Identities: []age.Identity{identity}, Exact: true})
+				require.NoError(t, err)
+				require.Empty(t, result.Skipped)
+			}
+			for i, dsn := range dsns {
+				require.Equal(t, encrypted[i], scalar[bool](t, dsn, `SELECT bool_and(data ? 'enc') FROM whatsmeow.auth_keys`))
+				require.Equal(t, encrypted[i], scalar[bool](t, dsn, `SELECT bool_or(data ? 'enc') FROM whatsmeow.auth_keys`))
+			}
+			moved, err := second.GetFirstDevice(ctx)
+			require.NoError(t, err)
+			after := answersOf(t, moved, []string{peer})
+			require.NotNil(t, after.Sessions[peer])
+			before.Sessions, after.Sessions = nil, nil // it was moved to its ceiling
+			require.Equal(t, before, after)
+		})
+	}
 }
 
 // brokenWriter fails after so many bytes.
