@@ -98,3 +98,14 @@ func (p *PgBackRest) Restore(kind, target string) {
 	p.check(p.run("restore", "--pg1-path="+data, "--type="+kind, "--target="+target, "--target-action=promote"))
 	p.lead(p.serve(data, archiving(p.pushing(data))...))
 }
+
+// Copy starts another server beside the primary, of the last backup and all WAL in the repository, and returns its DSN. It archives nothing, as a copy must not.
+func (p *PgBackRest) Copy() (dsn string) {
+	p.t.Helper()
+	data := p.newDirectory()
+	p.check(p.make(data))
+	p.check(p.run("restore", "--pg1-path="+data, "--archive-mode=off"))
+	copied := p.serve(data)
+	p.await(copied, `SELECT NOT pg_is_in_recovery()`)
+	return copied.dsn()
+}
