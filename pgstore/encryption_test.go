@@ -511,6 +511,44 @@ func TestP8ExchangedCredentialsAreAnError(t *testing.T) {
 	}
 }
 
+// A data key that was damaged is the matter of its instance: the others open. Only if none of those that are tried opens is it the wrapping key.
+func TestP10ADamagedDataKeyKeepsNobodyFromTheOtherInstances(t *testing.T) {
+	t.Parallel()
+	with := encrypted(t)
+	c, dsn := open(t, with)
+	var devices []*store.Device
+	for range 5 {
+		devices = append(devices, pair(t, c.NewDevice()))
+	}
+	require.NoError(t, c.Close())
+	damage := func(devices ...*store.Device) {
+		ids := ""
+		for _, d := range devices {
+			ids += pgstore.InstanceID(d) + " "
+		}
+		// All are written, so that they stay in their order.
+		require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.data_keys
+			SET wrapped = CASE WHEN strpos('`+ids+`', instance_id || ' ') > 0 THEN set_byte(wrapped, 40, get_byte(wrapped, 40) # 1) ELSE wrapped END`))
+	}
+	damage(devices[0], devices[3], devices[4]) // the newest ones are tried first
+	c = reopen(t, dsn, with)
+	for i, d := range devices {
+		_, err := c.GetDevice(ctx, *d.ID)
+		if i == 1 || i == 2 {
+			require.NoError(t, err)
+		} else {
+			require.ErrorIs(t, err, pgstore.ErrDataKey)
+		}
+	}
+	require.NoError(t, c.Close())
+
+	damage(devices[2])
+	cfg := pgstore.Config{DSN: dsn}
+	with(&cfg)
+	_, err := pgstore.NewWithConfig(ctx, cfg)
+	require.ErrorIs(t, err, pgstore.ErrDataKey)
+}
+
 // A data key of another instance is refused, whatever rows there are.
 func TestADataKeyOfAnotherInstanceIsRefused(t *testing.T) {
 	t.Parallel()
@@ -884,6 +922,12 @@ func TestASchemaWithDataKeysIsTooNewForOlderLibraries(t *testing.T) {
 	require.Equal(t, 1, scalar[int](t, dsn, usableFrom))
 	pair(t, reopen(t, dsn, encrypting(t, pgstore.Encrypting, wrappingKeys(t, "a")["a"])).NewDevice())
 	require.Equal(t, 7, scalar[int](t, dsn, usableFrom))
+
+	// Nor does a later migration let them in again.
+	require.NoError(t, execSQL(t, dsn, `DELETE FROM whatsmeow.schema_info WHERE version > 7`, `DELETE FROM whatsmeow.goose_version WHERE version_id > 7`))
+	reopen(t, dsn, func(*pgstore.Config) {})
+	require.Equal(t, 7, scalar[int](t, dsn, usableFrom))
+	require.Greater(t, scalar[int](t, dsn, `SELECT max(version) FROM whatsmeow.schema_info`), 7)
 }
 
 func TestInvalidEncryptionConfig(t *testing.T) {
