@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 
@@ -120,7 +121,7 @@ func (c *Container) takeClaimed(ctx context.Context, id string) (*store.Device, 
 		c.owed.add(false, id)
 		return nil, err
 	}
-	if given := c.unclaim(ctx, id); given != nil {
+	if given := c.unclaim(ctx, id, math.MaxInt64); given != nil {
 		c.owed.add(false, id)
 		err = errors.Join(err, given)
 	}
@@ -195,10 +196,11 @@ UPDATE {schema}.instances i SET process = $1
 FROM (SELECT id FROM unowned UNION ALL SELECT id FROM orphaned LIMIT $2) AS free
 WHERE i.id = free.id RETURNING i.id`
 
-// unclaim gives back what could not be opened.
-func (c *Container) unclaim(ctx context.Context, id string) error {
+// unclaim gives back what could not be opened, or not be left cleanly, if it was not taken since under a later epoch.
+func (c *Container) unclaim(ctx context.Context, id string, epoch int64) error {
 	return c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
-		_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances SET process = NULL WHERE id = $1 AND process = $2`), pgx.QueryExecModeExec, id, c.process)
+		_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances SET process = NULL WHERE id = $1 AND process = $2 AND epoch <= $3`),
+			pgx.QueryExecModeExec, id, c.process, epoch)
 		return err
 	})
 }

@@ -539,7 +539,24 @@ func (c *Container) noteRewound(ctx context.Context, instances []*instance) erro
 	return nil
 }
 
-// markClean notes that the owner left with nothing unsaved, and lets go of the instances. A failover just then is waited for, until the context ends.
+// leftClean says of an instance whose owner leaves it that the row is what he has saved, on the timeline on which he saved it, unless the user trusts failovers.
+const leftClean = `(i.epoch = l.epoch AND i.seq = l.seq AND (l.timeline = db.timeline OR $5))`
+
+// leaveStatement lets go of instances. Those of which it cannot be said that they are as their owner left them, since the database was moved meanwhile or has gone
+// back, are not marked as cleanly left, and their rows keep the old timeline: who takes them next finds out. What another process has claimed meanwhile stays that one's.
+const leaveStatement = `
+WITH gone AS (
+    UPDATE {schema}.instances i SET process = nullif(i.process, $6),
+        clean_at_epoch = CASE WHEN ` + leftClean + ` THEN i.epoch ELSE i.clean_at_epoch END,
+        timeline = CASE WHEN ` + leftClean + ` THEN db.timeline ELSE i.timeline END
+    FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline),
+        (SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS db
+    WHERE i.id = l.id AND i.epoch <= l.epoch AND (i.process = $6 OR ` + leftClean + `)
+    RETURNING i.id, ` + leftClean + ` AS clean
+)
+SELECT clean, pg_notify($7, '') FROM gone`
+
+// markClean lets go of instances, and notes of those that have nothing unsaved that they were cleanly left. A failover just then is waited for, until the context ends.
 func (c *Container) markClean(ctx context.Context, instances []*instance) error {
 	var lanes laneColumns
 	var ours []*instance
@@ -559,21 +576,27 @@ func (c *Container) markClean(ctx context.Context, instances []*instance) error 
 	if len(lanes.ids) == 0 {
 		return nil
 	}
-	var marked int64
+	var marked int
 	err := c.persist(ctx, attemptTimeout, func(ctx context.Context) error {
-		tag, err := c.pool.Exec(ctx, c.sql(`WITH marked AS (UPDATE {schema}.instances i SET clean_at_epoch = i.epoch, process = NULL, timeline = db.timeline
-			FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline),
-				(SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS db
-			WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq AND (l.timeline = db.timeline OR $5) RETURNING i.id)
-			SELECT id, pg_notify($6, '') FROM marked`),
-			pgx.QueryExecModeExec, lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines, c.cfg.OnTimelineChange == Trust, c.channel())
-		marked = tag.RowsAffected()
+		marked = 0
+		rows, err := c.pool.Query(ctx, c.sql(leaveStatement), pgx.QueryExecModeExec,
+			lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines, c.cfg.OnTimelineChange == Trust, c.process, c.channel())
+		if err != nil {
+			return err
+		}
+		var clean bool
+		_, err = pgx.ForEachRow(rows, []any{&clean, nil}, func() error {
+			if clean {
+				marked++
+			}
+			return nil
+		})
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("pgstore: instances could not be marked as cleanly left: %w", err)
 	}
-	if others := int64(len(lanes.ids)) - marked; others > 0 {
+	if others := len(lanes.ids) - marked; others > 0 {
 		c.cfg.Logger.Warn("pgstore: instances are not as they were left", "instances", others)
 	}
 	return nil
