@@ -97,16 +97,18 @@ const (
 	takePollMax = 50 * time.Millisecond
 )
 
-// takeWhenFree takes an instance, and waits for its living owner as [Config].Takes and TakeWait say.
-func (c *Container) takeWhenFree(ctx context.Context, id string) (t taken, err error) {
+// takeWhenFree takes an instance, and waits for its living owner as [Config].Takes and TakeWait say. Each attempt is made by attempt, which calls take.
+func (c *Container) takeWhenFree(ctx context.Context, id string, attempt func(take func() error) error) (t taken, err error) {
 	force := time.Now().Add(c.cfg.TakeWait)
 	var waiting waiting
 	defer func() { waiting.over(err) }()
 	for pause := takePoll; ; pause = min(2*pause, takePollMax) {
 		forced := c.cfg.Takes == Forced && !time.Now().Before(force)
 		err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
-			t, err = c.take(ctx, id, forced)
-			return err
+			return attempt(func() error {
+				t, err = c.take(ctx, id, forced)
+				return err
+			})
 		})
 		if !errors.Is(err, ErrLeased) {
 			return t, err
@@ -124,11 +126,15 @@ func (c *Container) takeWhenFree(ctx context.Context, id string) (t taken, err e
 	}
 }
 
+// whoeverWaits is an attempt of those who wait until the end.
+func whoeverWaits(take func() error) error { return take() }
+
 // open takes an instance and loads its resident keys. Callers at once share one take and one load. The
 // rows are read after the take was committed, so no earlier owner can change them any more. The answer is nil if the
 // instance is gone again.
 func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 	in := c.newInstance(id)
+	c.await(id)
 	_, err := c.cache.Open(ctx, id, &fetcher{c: c, id: id, in: in}, func(ctx context.Context, fill *cache.Filler[value]) error {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
@@ -136,47 +142,45 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 		if _, err := c.keyrings(ctx, []string{id}); err != nil { // before it is taken from who can read it
 			return err
 		}
-		t, err := c.takeWhenFree(ctx, id)
-		if err != nil {
-			return err
-		}
-		in.fence.epoch, in.fence.seq, in.fence.timeline = t.epoch, t.seq, t.timeline
-		in.stepThrough.Store(t.stepThrough)
-		in.abandonThrough.Store(t.abandonThrough)
-		if err = c.tellWitness(ctx, []*instance{in}); err != nil {
-			return err
-		}
-		if err = c.openDataKeys(ctx, in); err != nil {
-			return err
-		}
-		began, keys := time.Now(), 0
-		err = c.retry(ctx, loadTimeout, func(ctx context.Context) error {
-			keys, err = c.load(ctx, in, fill)
-			return err
-		})
-		c.observers.fetched(Fetch{Kind: FetchInstance, Instance: id, Keys: keys, Took: time.Since(began), Err: err})
-		if err != nil {
-			return err
-		}
-		in.keys = fill.Instance()
-		if err = c.LIDMap.preload(ctx, in.keys); err != nil {
-			return err
-		}
-		c.connect(in)
-		if err = c.heal(ctx, in); err != nil {
-			in.stop(err)
-			return err
-		}
-		return c.register(in)
+		return c.takeThen(ctx, in, func(t taken) error { return c.fillTaken(ctx, in, t, fill) })
 	})
-	if err != nil && ctx.Err() != nil {
-		return nil, in.failed(fmt.Errorf("%w: opening instance: %w", ErrUnavailable, err))
-	} else if err != nil {
-		return nil, in.failed(fmt.Errorf("pgstore: opening instance: %w", err))
+	opened, leased := c.answered(id, err)
+	if err != nil {
+		return nil, in.notOpened(ctx, err, leased)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.mu.instances[id], nil
+	return opened, nil
+}
+
+// fillTaken loads an instance that was taken and makes it known.
+func (c *Container) fillTaken(ctx context.Context, in *instance, t taken, fill *cache.Filler[value]) (err error) {
+	in.fence.epoch, in.fence.seq, in.fence.timeline = t.epoch, t.seq, t.timeline
+	in.stepThrough.Store(t.stepThrough)
+	in.abandonThrough.Store(t.abandonThrough)
+	if err = c.tellWitness(ctx, []*instance{in}); err != nil {
+		return err
+	}
+	if err = c.openDataKeys(ctx, in); err != nil {
+		return err
+	}
+	began, keys := time.Now(), 0
+	err = c.retry(ctx, loadTimeout, func(ctx context.Context) error {
+		keys, err = c.load(ctx, in, fill)
+		return err
+	})
+	c.observers.fetched(Fetch{Kind: FetchInstance, Instance: in.id, Keys: keys, Took: time.Since(began), Err: err})
+	if err != nil {
+		return err
+	}
+	in.keys = fill.Instance()
+	if err = c.LIDMap.preload(ctx, in.keys); err != nil {
+		return err
+	}
+	c.connect(in)
+	if err = c.heal(ctx, in); err != nil {
+		in.stop(err)
+		return err
+	}
+	return c.register(in)
 }
 
 const (
@@ -221,6 +225,7 @@ func (c *Container) register(in *instance) error {
 	if ring := in.ring.Load(); ring != nil && !ring.complete {
 		c.tasks.Go(func() { in.reencryptInBackground(c.tasksCtx) })
 	}
+	c.abandonLocked(in) // if all who waited have left
 	return nil
 }
 

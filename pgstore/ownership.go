@@ -118,11 +118,19 @@ func (c *Container) Release(ctx context.Context, id string) error {
 	if in == nil || c.closed() {
 		return nil
 	}
+	return c.release(ctx, in)
+}
+
+// release may be called by several at once.
+func (c *Container) release(ctx context.Context, in *instance) error {
 	in.releasing.Store(true)
 	in.dropOpenGroups()
 	if err := in.lane.Drain(ctx, ErrReleased); err != nil {
+		if errors.Is(err, ErrReleased) { // by another call
+			return nil
+		}
 		if errors.Is(err, ErrDatabaseRewound) { // and is forgotten
-			err = errors.Join(err, c.unclaim(ctx, id, in.epoch()))
+			err = errors.Join(err, c.unclaim(ctx, in.id, in.epoch()))
 		}
 		return fmt.Errorf("pgstore: releasing instance: %w", in.waited(ctx, err))
 	}
