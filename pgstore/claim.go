@@ -103,7 +103,7 @@ func (o *owed) known() {
 }
 
 // Claim takes up to n instances that no living process has, no more than this process's share of all of them, and returns their devices. The share is the
-// same for all processes that have called Claim or Watch and live, within one. Several processes may claim at once: each instance goes to
+// same for all processes that have called Claim or Watch and live, within one, but for those whose MaxInstances is below it: the others share the rest. Several processes may claim at once: each instance goes to
 // one. If some cannot be opened, the others are returned with the error; what was claimed when the context ended is returned by the next call.
 func (c *Container) Claim(ctx context.Context, n int) ([]*store.Device, error) {
 	if err := c.join(ctx); err != nil {
