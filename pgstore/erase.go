@@ -26,7 +26,7 @@ func (c *Container) Erase(ctx context.Context, id string) error {
 	if err := c.Release(ctx, id); err != nil {
 		return err
 	}
-	t, err := c.takeWhenFree(ctx, id)
+	t, err := c.takeWhenFree(ctx, id, whoeverWaits)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("pgstore: taking the instance to erase: %w", err)
 	}

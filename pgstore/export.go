@@ -72,7 +72,7 @@ func (c *Container) Export(ctx context.Context, id string, cfg ExportConfig, cop
 	if err = c.Release(ctx, id); err != nil {
 		return nil, err
 	}
-	t, err := c.takeWhenFree(ctx, id)
+	t, err := c.takeWhenFree(ctx, id, whoeverWaits)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNoInstance
 	} else if err != nil {

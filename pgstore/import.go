@@ -170,7 +170,7 @@ func (im *importing) takeReplaced(ctx context.Context) error {
 	if err := im.c.Release(ctx, im.result.Instance); err != nil {
 		return err
 	}
-	t, err := im.c.takeWhenFree(ctx, im.result.Instance)
+	t, err := im.c.takeWhenFree(ctx, im.result.Instance, whoeverWaits)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	} else if err != nil {
