@@ -412,6 +412,30 @@ func TestExchangedRowsAreRefused(t *testing.T) {
 	}
 }
 
+// A data key stays while a row that was set aside is under it, and goes with the next rotation after somebody has deleted that.
+func TestADataKeyStaysForWhatWasSetAside(t *testing.T) {
+	t.Parallel()
+	with := encrypted(t)
+	c, dsn := open(t, with)
+	d := pair(t, c.NewDevice())
+	require.NoError(t, d.Identities.PutIdentity(ctx, "1:0", [32]byte{1}))
+	require.NoError(t, c.Close())
+	require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.auth_keys SET seq = seq - 1 WHERE key_type = 'identity'`))
+	c = reopen(t, dsn, with)
+	d = mustDevice(t, c, *d.ID)
+	_, err := d.Identities.IsTrustedIdentity(ctx, "1:0", [32]byte{1})
+	require.NoError(t, err)
+	under := `SELECT count(*) FROM whatsmeow.set_aside s JOIN whatsmeow.data_keys k ON starts_with(s.data->>'enc', k.id)`
+	eventually(t, dsn, `(`+under+`) = 1`)
+	id := pgstore.InstanceID(d)
+	require.NoError(t, c.RotateDataKey(ctx, id))
+	require.Equal(t, 1, scalar[int](t, dsn, under))
+	require.Equal(t, 2, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.data_keys`))
+	require.NoError(t, execSQL(t, dsn, `DELETE FROM whatsmeow.set_aside`))
+	require.NoError(t, c.RotateDataKey(ctx, id))
+	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.data_keys`))
+}
+
 // Two types whose values look alike may have keys with one id.
 func TestARowOfAnotherTypeWithTheSameIDIsRefused(t *testing.T) {
 	t.Parallel()
