@@ -104,7 +104,8 @@ func (o *owed) known() {
 
 // Claim takes up to n instances that no living process has, no more than this process's share of all of them, and returns their devices. The share is the
 // same for all processes that have called Claim or Watch and live, within one, but for those whose MaxInstances is below it: the others share the rest. Several processes may claim at once: each instance goes to
-// one. If some cannot be opened, the others are returned with the error; what was claimed when the context ended is returned by the next call.
+// one. If some cannot be opened, the others are returned with the error, and this process leaves those alone
+// for a while, for longer each time; what was claimed when the context ended is returned by the next call.
 func (c *Container) Claim(ctx context.Context, n int) ([]*store.Device, error) {
 	if err := c.join(ctx); err != nil {
 		return nil, err
@@ -144,11 +145,15 @@ func (c *Container) takeClaimed(ctx context.Context, id string) (*store.Device, 
 	d, err := c.takeDevice(ctx, id)
 	if err == nil {
 		c.owed.took(id, false)
+		c.spoilt.opened(id)
 		return d, nil
 	}
 	if ctx.Err() != nil { // it may be open in the end
 		c.owed.took(id, true)
 		return nil, err
+	}
+	if !unavailable(err) {
+		c.spoilt.failed(id, c.cfg.Lease)
 	}
 	given := c.unclaim(ctx, id, math.MaxInt64)
 	c.owed.took(id, given != nil)
@@ -191,7 +196,7 @@ func (c *Container) claim(ctx context.Context, n int) (ids []string, err error) 
 		return nil, nil
 	}
 	attempts := 0
-	err = c.read(ctx, claimStatement, []any{c.process, n}, func() { ids = nil; attempts++ }, func(rows pgx.Rows) error { return scanID(rows, &ids) })
+	err = c.read(ctx, claimStatement, []any{c.process, n, c.spoilt.now()}, func() { ids = nil; attempts++ }, func(rows pgx.Rows) error { return scanID(rows, &ids) })
 	if err != nil || attempts > 1 { // the answer of an attempt that failed may be what was lost
 		c.owed.add(true)
 	}
@@ -218,10 +223,10 @@ func scanID(rows pgx.Rows, ids *[]string) error {
 // dies before it takes them, they are free when its lease expires. What another one has claimed since this statement began is looked at again when it is
 // locked, and its process is none of the dead that this statement has found, be it as new as it may.
 const claimStatement = nobodys + `, unowned AS (
-    SELECT id FROM {schema}.instances WHERE process IS NULL ORDER BY taken_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    SELECT id FROM {schema}.instances WHERE process IS NULL AND id <> ALL ($3) ORDER BY taken_at LIMIT $2 FOR UPDATE SKIP LOCKED
 ), orphaned AS (
     SELECT i.id FROM dead, LATERAL (
-        SELECT i.id FROM {schema}.instances i WHERE i.process = dead.process ORDER BY i.taken_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS i
+        SELECT i.id FROM {schema}.instances i WHERE i.process = dead.process AND i.id <> ALL ($3) ORDER BY i.taken_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS i
 )
 UPDATE {schema}.instances i SET process = $1
 FROM (SELECT id FROM unowned UNION ALL SELECT id FROM orphaned LIMIT $2) AS free

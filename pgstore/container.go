@@ -65,6 +65,7 @@ type Container struct {
 	lease       lease
 	bundles     *rate.Limiter
 	owed        *owed
+	spoilt      spoilt
 	dataKeys    dataKeys
 	claims      atomic.Bool // it takes its share of instances
 	watchers    watchers

@@ -13,7 +13,7 @@ import (
 type share struct {
 	mine   int // what this process has
 	target int // what it should have
-	free   int // what nobody has
+	free   int // what nobody has, but for what this process leaves alone
 }
 
 // claimable is how many instances this process may claim now.
@@ -43,8 +43,10 @@ const freeCount = `(SELECT count(*) FROM {schema}.instances WHERE process IS NUL
 // in one pass over all instances: of their epochs, since an index alone does not know what was written since the last vacuum, which is nearly all.
 const shareStatement = `
 WITH living AS (SELECT id, claims, max_instances FROM {schema}.processes WHERE expires > clock_timestamp()),
-    has AS (SELECT process, count(epoch) AS n FROM {schema}.instances GROUP BY process)
-SELECT l.id::text, coalesce(has.n, 0), l.max_instances, (SELECT coalesce(sum(n), 0)::bigint FROM has WHERE process IS NULL OR process NOT IN (SELECT id FROM living))
+    has AS (SELECT process, count(epoch) AS n FROM {schema}.instances GROUP BY process),
+    alone AS (SELECT count(*) AS n FROM {schema}.instances WHERE id = ANY ($1) AND (process IS NULL OR process NOT IN (SELECT id FROM living)))
+SELECT l.id::text, coalesce(has.n, 0), l.max_instances, (SELECT coalesce(sum(n), 0)::bigint FROM has WHERE process IS NULL OR process NOT IN (SELECT id FROM living)),
+    (SELECT n FROM alone)
 FROM living l LEFT JOIN has ON has.process = l.id WHERE l.claims
 ORDER BY coalesce(has.n, 0) DESC, l.id`
 
@@ -56,9 +58,10 @@ ORDER BY coalesce(has.n, 0) DESC, l.id`
 //  4. Who has too many releases them, and who has too few claims what is free.
 func (c *Container) share(ctx context.Context) (s share, err error) {
 	var processes []sharer
-	err = c.read(ctx, shareStatement, nil, func() { processes = nil }, func(rows pgx.Rows) error {
+	alone := 0
+	err = c.read(ctx, shareStatement, []any{c.spoilt.now()}, func() { processes = nil }, func(rows pgx.Rows) error {
 		var p sharer
-		err := rows.Scan(&p.id, &p.has, &p.most, &s.free)
+		err := rows.Scan(&p.id, &p.has, &p.most, &s.free, &alone)
 		processes = append(processes, p)
 		return err
 	})
@@ -69,6 +72,7 @@ func (c *Container) share(ctx context.Context) (s share, err error) {
 	for _, p := range processes {
 		all += p.has
 	}
+	s.free -= alone
 	targets := divide(all, processes)
 	for i, p := range processes {
 		if p.id == c.process {
