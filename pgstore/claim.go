@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 
@@ -21,13 +22,14 @@ type owed struct {
 	mu struct {
 		sync.Mutex
 		ids     map[string]struct{}
-		unknown bool // there may be more, of which the database has to be asked
+		taking  map[string]struct{} // those that a call is about to return
+		unknown bool                // there may be more, of which the database has to be asked
 	}
 }
 
 func newOwed() *owed {
 	o := &owed{turn: make(chan struct{}, 1)}
-	o.mu.ids = make(map[string]struct{})
+	o.mu.ids, o.mu.taking = make(map[string]struct{}), make(map[string]struct{})
 	return o
 }
 
@@ -39,6 +41,33 @@ func (o *owed) add(unknown bool, ids ...string) {
 	for _, id := range ids {
 		o.mu.ids[id] = struct{}{}
 	}
+}
+
+// take notes what a call is about to return, until it says whether it did.
+func (o *owed) take(ids ...string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, id := range ids {
+		o.mu.taking[id] = struct{}{}
+	}
+}
+
+func (o *owed) took(id string, owing bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.mu.taking, id)
+	if owing {
+		o.mu.ids[id] = struct{}{}
+	}
+}
+
+// has says whether a call of Claim waits for an instance, or the next one will.
+func (o *owed) has(id string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, owing := o.mu.ids[id]
+	_, taking := o.mu.taking[id]
+	return owing || taking
 }
 
 // count is how many there are at the least, but one if that is unknown.
@@ -74,8 +103,9 @@ func (o *owed) known() {
 }
 
 // Claim takes up to n instances that no living process has, no more than this process's share of all of them, and returns their devices. The share is the
-// same for all processes that have called Claim or Watch and live, within one. Several processes may claim at once: each instance goes to
-// one. If some cannot be opened, the others are returned with the error; what was claimed when the context ended is returned by the next call.
+// same for all processes that have called Claim or Watch and live, within one, but for those whose MaxInstances is below it: the others share the rest. Several processes may claim at once: each instance goes to
+// one. If some cannot be opened, the others are returned with the error, and this process leaves those alone
+// for a while, for longer each time; what was claimed when the context ended is returned by the next call.
 func (c *Container) Claim(ctx context.Context, n int) ([]*store.Device, error) {
 	if err := c.join(ctx); err != nil {
 		return nil, err
@@ -114,17 +144,20 @@ func (c *Container) Claim(ctx context.Context, n int) ([]*store.Device, error) {
 func (c *Container) takeClaimed(ctx context.Context, id string) (*store.Device, error) {
 	d, err := c.takeDevice(ctx, id)
 	if err == nil {
+		c.owed.took(id, false)
+		c.spoilt.opened(id)
 		return d, nil
 	}
 	if ctx.Err() != nil { // it may be open in the end
-		c.owed.add(false, id)
+		c.owed.took(id, true)
 		return nil, err
 	}
-	if given := c.unclaim(ctx, id); given != nil {
-		c.owed.add(false, id)
-		err = errors.Join(err, given)
+	if !unavailable(err) {
+		c.spoilt.failed(id, c.cfg.Lease)
 	}
-	return nil, err
+	given := c.unclaim(ctx, id, math.MaxInt64)
+	c.owed.took(id, given != nil)
+	return nil, errors.Join(err, given)
 }
 
 // claimedBefore is up to n instances that earlier calls have claimed and not returned, and that nobody has taken by force since.
@@ -147,6 +180,7 @@ func (c *Container) claimedBefore(ctx context.Context, n int) (ids []string, err
 	}
 	ids, err = c.idsOf(ctx, `SELECT id FROM {schema}.instances WHERE process = $1 AND id = ANY($2)`, c.process, before)
 	if err == nil {
+		c.owed.take(ids...)
 		c.owed.settle(before)
 	}
 	return ids, err
@@ -162,9 +196,12 @@ func (c *Container) claim(ctx context.Context, n int) (ids []string, err error) 
 		return nil, nil
 	}
 	attempts := 0
-	err = c.read(ctx, claimStatement, []any{c.process, n}, func() { ids = nil; attempts++ }, func(rows pgx.Rows) error { return scanID(rows, &ids) })
+	err = c.read(ctx, claimStatement, []any{c.process, n, c.spoilt.now()}, func() { ids = nil; attempts++ }, func(rows pgx.Rows) error { return scanID(rows, &ids) })
 	if err != nil || attempts > 1 { // the answer of an attempt that failed may be what was lost
 		c.owed.add(true)
+	}
+	if err == nil {
+		c.owed.take(ids...)
 	}
 	return ids, err
 }
@@ -186,19 +223,20 @@ func scanID(rows pgx.Rows, ids *[]string) error {
 // dies before it takes them, they are free when its lease expires. What another one has claimed since this statement began is looked at again when it is
 // locked, and its process is none of the dead that this statement has found, be it as new as it may.
 const claimStatement = nobodys + `, unowned AS (
-    SELECT id FROM {schema}.instances WHERE process IS NULL ORDER BY taken_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    SELECT id FROM {schema}.instances WHERE process IS NULL AND id <> ALL ($3) ORDER BY taken_at LIMIT $2 FOR UPDATE SKIP LOCKED
 ), orphaned AS (
     SELECT i.id FROM dead, LATERAL (
-        SELECT i.id FROM {schema}.instances i WHERE i.process = dead.process ORDER BY i.taken_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS i
+        SELECT i.id FROM {schema}.instances i WHERE i.process = dead.process AND i.id <> ALL ($3) ORDER BY i.taken_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS i
 )
 UPDATE {schema}.instances i SET process = $1
 FROM (SELECT id FROM unowned UNION ALL SELECT id FROM orphaned LIMIT $2) AS free
 WHERE i.id = free.id RETURNING i.id`
 
-// unclaim gives back what could not be opened.
-func (c *Container) unclaim(ctx context.Context, id string) error {
+// unclaim gives back what could not be opened, or not be left cleanly, if it was not taken since under a later epoch.
+func (c *Container) unclaim(ctx context.Context, id string, epoch int64) error {
 	return c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
-		_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances SET process = NULL WHERE id = $1 AND process = $2`), pgx.QueryExecModeExec, id, c.process)
+		_, err := c.pool.Exec(ctx, c.sql(`UPDATE {schema}.instances SET process = NULL WHERE id = $1 AND process = $2 AND epoch <= $3`),
+			pgx.QueryExecModeExec, id, c.process, epoch)
 		return err
 	})
 }

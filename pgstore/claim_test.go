@@ -84,3 +84,29 @@ func TestP6AClaimCutAtEveryPointLeavesNothingBehind(t *testing.T) {
 		require.NoError(t, c.Close())
 	}
 }
+
+// What cannot be opened is not claimed again and again by who has tried, nor said to be claimable. Another process may try.
+func TestP6WhatCannotBeOpenedIsNotClaimedAtOnceAgain(t *testing.T) {
+	t.Parallel()
+	const instances = 3
+	dsn := pgtest.Open(t)
+	insertDevices(t, dsn, instances-1)
+	require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.auth_keys SET data = '{"device": 1}' WHERE instance_id = 'i1' AND key_type = 'creds' AND key_id = 'device'`))
+	long := func(cfg *pgstore.Config) { cfg.Lease = time.Minute }
+	c := process(t, dsn, long)
+	got, err := c.Claim(ctx, instances)
+	require.ErrorIs(t, err, pgstore.ErrCorrupt)
+	require.Len(t, got, instances-1)
+	got, err = c.Claim(ctx, instances)
+	require.NoError(t, err)
+	require.Empty(t, got)
+	events, err := c.Watch(ctx)
+	require.NoError(t, err)
+	other := process(t, dsn, long)
+	_, err = other.Claim(ctx, 0) // it joins, so that there is something to be told
+	require.NoError(t, err)
+	require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.processes SET max_instances = 1 WHERE claims`))
+	require.Equal(t, pgstore.Event{Kind: pgstore.Surplus, Count: instances - 2}, <-events)
+	_, err = other.Claim(ctx, instances)
+	require.ErrorIs(t, err, pgstore.ErrCorrupt)
+}

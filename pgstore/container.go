@@ -46,6 +46,7 @@ type Container struct {
 	mu struct {
 		sync.Mutex
 		instances map[string]*instance // taken by this container
+		openings  map[string]*opening  // those that are waited for
 		stopped   map[string]error     // why those stopped by themselves that nobody has taken here since
 		rewound   map[string]int       // those that Heal is about to take
 	}
@@ -64,6 +65,7 @@ type Container struct {
 	lease       lease
 	bundles     *rate.Limiter
 	owed        *owed
+	spoilt      spoilt
 	dataKeys    dataKeys
 	claims      atomic.Bool // it takes its share of instances
 	watchers    watchers
@@ -102,6 +104,7 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 	if cfg.HealRate < 0 {
 		c.bundles.SetLimit(rate.Inf)
 	}
+	c.mu.openings = make(map[string]*opening)
 	c.mu.instances, c.mu.stopped, c.mu.rewound = make(map[string]*instance), make(map[string]error), make(map[string]int)
 	for _, name := range cfg.SynchronousTypes {
 		c.synchronous[typesByName[name]] = true
@@ -381,9 +384,7 @@ func (c *Container) closed() bool {
 // instance returns the instance called id, taken and loaded. It is pgx.ErrNoRows if there is none.
 func (c *Container) instance(ctx context.Context, id string) (*instance, error) {
 	for {
-		c.mu.Lock()
-		in := c.mu.instances[id]
-		c.mu.Unlock()
+		in := c.got(id)
 		if c.closed() {
 			return nil, ErrClosed
 		}
@@ -391,7 +392,7 @@ func (c *Container) instance(ctx context.Context, id string) (*instance, error) 
 			return in, nil
 		}
 		if in != nil && in.releasing.Load() && in.lane.Err() == nil { // and has something to save
-			if err := c.Release(ctx, id); err != nil {
+			if err := c.release(ctx, in); err != nil {
 				return nil, err
 			}
 			continue
@@ -403,7 +404,7 @@ func (c *Container) instance(ctx context.Context, id string) (*instance, error) 
 			return nil, fmt.Errorf("%w: opening instance: %w", ErrUnavailable, context.Cause(ctx))
 		}
 		opened, err := c.open(ctx, id)
-		if errors.Is(err, errMoved) { // since it was taken
+		if errors.Is(err, errMoved) || errors.Is(err, errUnwanted) { // since it was taken, or by those who came before
 			continue
 		}
 		if err != nil {

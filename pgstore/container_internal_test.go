@@ -52,6 +52,7 @@ func TestP6AnInstanceThatIsLostWhileItIsOpenedIsNotKept(t *testing.T) {
 	c.mu.Unlock()
 	before.lose(ErrOwnershipLost)
 	in := c.newInstance(id)
+	c.await(id)
 	_, err = c.cache.Open(ctx, id, &fetcher{c: c, id: id, in: in}, func(_ context.Context, fill *cache.Filler[value]) error {
 		in.keys = fill.Instance()
 		c.connect(in)

@@ -262,14 +262,18 @@ func (c *Container) takeDevice(ctx context.Context, id string) (*store.Device, e
 	v, found, err := in.get(ctx, deviceKey)
 	if err != nil {
 		return nil, err
-	} else if !found {
-		return nil, fmt.Errorf("%w: creds are missing", ErrCorrupt)
 	}
-	d, err := c.device(id, v.(*credsValue).Device)
-	if err == nil {
-		c.keepTo(d, in)
+	var d *store.Device
+	if found {
+		d, err = c.device(id, v.(*credsValue).Device)
+	} else {
+		err = fmt.Errorf("%w: creds are missing", ErrCorrupt)
 	}
-	return d, err
+	if err != nil { // nobody can use it here, and another process may have a library that can read it
+		return nil, errors.Join(err, c.release(ctx, in))
+	}
+	c.keepTo(d, in)
+	return d, nil
 }
 
 // keepTo lets the stores of a device keep to the instance that was taken for it. If they only did so at their first use, they would take it

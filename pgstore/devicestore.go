@@ -50,7 +50,10 @@ func (s *deviceStore) instance(ctx context.Context) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !found || !s.isOf(v.(*credsValue).Device) {
+	if !found { // it is no device's, so nobody here has it
+		return nil, errors.Join(ErrDeviceDeleted, s.c.release(ctx, in))
+	}
+	if !s.isOf(v.(*credsValue).Device) {
 		return nil, ErrDeviceDeleted
 	}
 	s.in.CompareAndSwap(nil, in)

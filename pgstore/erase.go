@@ -26,7 +26,7 @@ func (c *Container) Erase(ctx context.Context, id string) error {
 	if err := c.Release(ctx, id); err != nil {
 		return err
 	}
-	t, err := c.takeWhenFree(ctx, id)
+	t, err := c.takeWhenFree(ctx, id, whoeverWaits)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("pgstore: taking the instance to erase: %w", err)
 	}
@@ -40,6 +40,7 @@ func (c *Container) Erase(ctx context.Context, id string) error {
 		}
 		return err
 	}
+	c.dataKeys.forget(id)
 	if c.cfg.Witness != nil {
 		if err = c.cfg.Witness.Save(ctx, map[string]Mark{id: {}}); err != nil {
 			return fmt.Errorf("pgstore: telling the witness that instance %s was erased: %w", id, err)

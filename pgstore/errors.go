@@ -34,7 +34,8 @@ var (
 	ErrDatabaseRewound error = &refusal{"pgstore: database lost writes that were durable"}
 	// ErrReleased is returned by the stores of an instance that this process has let go of with Release. It matches context.Canceled.
 	ErrReleased error = &refusal{"pgstore: instance was released"}
-	// ErrLeased says, with Takes [RespectLease], that the owner's lease held until the context ended. It matches context.Canceled.
+	// ErrLeased says that an owner that lives had the instance until the context ended: with Takes [RespectLease] its lease held, else TakeWait was not over. It
+	// comes with ErrUnavailable, and matches context.Canceled.
 	ErrLeased error = &refusal{"pgstore: instance is leased to another process"}
 	// ErrRefused is returned by the stores of an instance that stopped because the database refuses
 	// its writes for good (rights, a missing table, a CHECK), and by any call whose own statement the database

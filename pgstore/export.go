@@ -72,7 +72,7 @@ func (c *Container) Export(ctx context.Context, id string, cfg ExportConfig, cop
 	if err = c.Release(ctx, id); err != nil {
 		return nil, err
 	}
-	t, err := c.takeWhenFree(ctx, id)
+	t, err := c.takeWhenFree(ctx, id, whoeverWaits)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNoInstance
 	} else if err != nil {
@@ -238,8 +238,8 @@ func (ex *exporting) row(row storedRow, yield func(portable.Entry) bool) error {
 	var known bool
 	if k.Type, known = typesByName[row.Type]; known {
 		plain, err := ex.c.unseal(ex.ring, ex.result.Instance, k, row.Seq, []byte(row.Data))
-		if err != nil && !errors.Is(err, ErrCorrupt) {
-			return err
+		if err != nil && (errors.Is(err, errForeignKey) || !errors.Is(err, ErrCorrupt)) {
+			return err // a key is missing: all rows under it would be left out
 		}
 		if reason = unreadable; err == nil {
 			e, reason = ex.entry(k, row.Seq, plain)

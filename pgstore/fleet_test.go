@@ -233,3 +233,28 @@ func TestHeartbeatsAreOneStatementAProcess(t *testing.T) {
 	require.LessOrEqual(t, count.sent.Load()-before, int64(12))
 	require.GreaterOrEqual(t, count.sent.Load()-before, int64(2))
 }
+
+// What a process may not have is the others'.
+func TestP6ASmallProcessStrandsNothing(t *testing.T) {
+	t.Parallel()
+	const instances, most = 30, 5
+	dsn := pgtest.Open(t)
+	insertDevices(t, dsn, instances-1)
+	with := func(most int) *pgstore.Container {
+		c := process(t, dsn, func(cfg *pgstore.Config) { cfg.Lease, cfg.MaxInstances = time.Minute, most })
+		_, err := c.Claim(ctx, 0) // it joins
+		require.NoError(t, err)
+		return c
+	}
+	small, large := with(most), with(0)
+	for c, want := range map[*pgstore.Container]int{small: most, large: instances - most} {
+		got, err := c.Claim(ctx, instances)
+		require.NoError(t, err)
+		require.Len(t, got, want)
+	}
+	for _, c := range []*pgstore.Container{small, large} {
+		got, err := c.Claim(ctx, instances)
+		require.NoError(t, err)
+		require.Empty(t, got)
+	}
+}

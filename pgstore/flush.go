@@ -416,7 +416,7 @@ func aboutData(err error) bool {
 // final are the answers that stay the same however often one asks.
 var final = []error{
 	pgx.ErrNoRows, ErrCorrupt, ErrDeviceConflict, ErrDeviceDeleted, ErrClosed, ErrReleased, ErrRefused, ErrOwnershipLost, ErrDatabaseRewound, ErrLeased, ErrNoInstance, errMoved,
-	ErrDataKey, ErrNotEncrypted,
+	ErrDataKey, ErrNotEncrypted, errUnwanted,
 }
 
 // unavailable says whether a read may succeed when it is repeated.

@@ -31,6 +31,7 @@ type instance struct {
 	era                         atomic.Int64 // how often all sending chains in memory were given up
 	lapses                      int          // of the lease, when the instance was taken
 	releasing                   atomic.Bool
+	handed                      bool                    // somebody got it (opening.go); guarded by the container's mu
 	ring                        atomic.Pointer[keyring] // nil without encryption
 	rekeying                    chan struct{}           // held by who encrypts its rows anew (reencrypt.go)
 

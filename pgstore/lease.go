@@ -57,10 +57,10 @@ func (l *lease) renewed(sent time.Time, length time.Duration, live bool) {
 // renewStatement is a process's sign of life: it renews the lease, says whether it had not expired, and tells what operators want to see.
 const renewStatement = `
 WITH old AS (SELECT expires > clock_timestamp() AS live FROM {schema}.processes WHERE id = $1)
-INSERT INTO {schema}.processes AS p (id, owner, expires, address, claims, pending, pending_for)
-VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3), $4, $5, $6, make_interval(secs => $7))
+INSERT INTO {schema}.processes AS p (id, owner, expires, address, claims, pending, pending_for, max_instances)
+VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3), $4, $5, $6, make_interval(secs => $7), $8)
 ON CONFLICT (id) DO UPDATE SET heartbeat = clock_timestamp(), expires = excluded.expires,
-    claims = excluded.claims, pending = excluded.pending, pending_for = excluded.pending_for
+    claims = excluded.claims, max_instances = excluded.max_instances, pending = excluded.pending, pending_for = excluded.pending_for
 RETURNING coalesce((SELECT live FROM old), false)`
 
 func (c *Container) renewLease(ctx context.Context) error { return c.renewLeaseOn(ctx, c.pool) }
@@ -78,7 +78,7 @@ func (c *Container) renewLeaseOn(ctx context.Context, db querier) error {
 	var live bool
 	sent := time.Now()
 	err := db.QueryRow(ctx, c.sql(renewStatement), pgx.QueryExecModeExec, c.process, c.cfg.Owner, c.cfg.Lease.Seconds(),
-		c.cfg.Address, c.claims.Load(), stats.Pending, stats.Oldest.Seconds()).Scan(&live)
+		c.cfg.Address, c.claims.Load(), stats.Pending, stats.Oldest.Seconds(), max(0, c.cfg.MaxInstances)).Scan(&live)
 	if err == nil {
 		c.lease.renewed(sent, c.cfg.Lease, live)
 	}

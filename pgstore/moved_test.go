@@ -379,6 +379,7 @@ func TestP6ALeaseIsRespected(t *testing.T) {
 	d := pair(t, first.NewDevice())
 	_, err := second.GetDevice(within(t, 1500*time.Millisecond), *d.ID) // longer than a lease that is not renewed
 	require.ErrorIs(t, err, pgstore.ErrUnavailable)
+	require.ErrorIs(t, err, pgstore.ErrLeased)
 	require.ErrorIs(t, err, context.Canceled)
 	trust(t, "1:0", d)
 	require.NoError(t, first.Close())

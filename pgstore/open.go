@@ -97,16 +97,18 @@ const (
 	takePollMax = 50 * time.Millisecond
 )
 
-// takeWhenFree takes an instance, and waits for its living owner as [Config].Takes and TakeWait say.
-func (c *Container) takeWhenFree(ctx context.Context, id string) (t taken, err error) {
+// takeWhenFree takes an instance, and waits for its living owner as [Config].Takes and TakeWait say. Each attempt is made by attempt, which calls take.
+func (c *Container) takeWhenFree(ctx context.Context, id string, attempt func(take func() error) error) (t taken, err error) {
 	force := time.Now().Add(c.cfg.TakeWait)
 	var waiting waiting
 	defer func() { waiting.over(err) }()
 	for pause := takePoll; ; pause = min(2*pause, takePollMax) {
 		forced := c.cfg.Takes == Forced && !time.Now().Before(force)
 		err = c.retry(ctx, attemptTimeout, func(ctx context.Context) error {
-			t, err = c.take(ctx, id, forced)
-			return err
+			return attempt(func() error {
+				t, err = c.take(ctx, id, forced)
+				return err
+			})
 		})
 		if !errors.Is(err, ErrLeased) {
 			return t, err
@@ -124,11 +126,15 @@ func (c *Container) takeWhenFree(ctx context.Context, id string) (t taken, err e
 	}
 }
 
+// whoeverWaits is an attempt of those who wait until the end.
+func whoeverWaits(take func() error) error { return take() }
+
 // open takes an instance and loads its resident keys. Callers at once share one take and one load. The
 // rows are read after the take was committed, so no earlier owner can change them any more. The answer is nil if the
 // instance is gone again.
 func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 	in := c.newInstance(id)
+	c.await(id)
 	_, err := c.cache.Open(ctx, id, &fetcher{c: c, id: id, in: in}, func(ctx context.Context, fill *cache.Filler[value]) error {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
@@ -136,47 +142,45 @@ func (c *Container) open(ctx context.Context, id string) (*instance, error) {
 		if _, err := c.keyrings(ctx, []string{id}); err != nil { // before it is taken from who can read it
 			return err
 		}
-		t, err := c.takeWhenFree(ctx, id)
-		if err != nil {
-			return err
-		}
-		in.fence.epoch, in.fence.seq, in.fence.timeline = t.epoch, t.seq, t.timeline
-		in.stepThrough.Store(t.stepThrough)
-		in.abandonThrough.Store(t.abandonThrough)
-		if err = c.tellWitness(ctx, []*instance{in}); err != nil {
-			return err
-		}
-		if err = c.openDataKeys(ctx, in); err != nil {
-			return err
-		}
-		began, keys := time.Now(), 0
-		err = c.retry(ctx, loadTimeout, func(ctx context.Context) error {
-			keys, err = c.load(ctx, in, fill)
-			return err
-		})
-		c.observers.fetched(Fetch{Kind: FetchInstance, Instance: id, Keys: keys, Took: time.Since(began), Err: err})
-		if err != nil {
-			return err
-		}
-		in.keys = fill.Instance()
-		if err = c.LIDMap.preload(ctx, in.keys); err != nil {
-			return err
-		}
-		c.connect(in)
-		if err = c.heal(ctx, in); err != nil {
-			in.stop(err)
-			return err
-		}
-		return c.register(in)
+		return c.takeThen(ctx, in, func(t taken) error { return c.fillTaken(ctx, in, t, fill) })
 	})
-	if err != nil && ctx.Err() != nil {
-		return nil, in.failed(fmt.Errorf("%w: opening instance: %w", ErrUnavailable, err))
-	} else if err != nil {
-		return nil, in.failed(fmt.Errorf("pgstore: opening instance: %w", err))
+	opened, leased := c.answered(id, err)
+	if err != nil {
+		return nil, in.notOpened(ctx, err, leased)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.mu.instances[id], nil
+	return opened, nil
+}
+
+// fillTaken loads an instance that was taken and makes it known.
+func (c *Container) fillTaken(ctx context.Context, in *instance, t taken, fill *cache.Filler[value]) (err error) {
+	in.fence.epoch, in.fence.seq, in.fence.timeline = t.epoch, t.seq, t.timeline
+	in.stepThrough.Store(t.stepThrough)
+	in.abandonThrough.Store(t.abandonThrough)
+	if err = c.tellWitness(ctx, []*instance{in}); err != nil {
+		return err
+	}
+	if err = c.openDataKeys(ctx, in); err != nil {
+		return err
+	}
+	began, keys := time.Now(), 0
+	err = c.retry(ctx, loadTimeout, func(ctx context.Context) error {
+		keys, err = c.load(ctx, in, fill)
+		return err
+	})
+	c.observers.fetched(Fetch{Kind: FetchInstance, Instance: in.id, Keys: keys, Took: time.Since(began), Err: err})
+	if err != nil {
+		return err
+	}
+	in.keys = fill.Instance()
+	if err = c.LIDMap.preload(ctx, in.keys); err != nil {
+		return err
+	}
+	c.connect(in)
+	if err = c.heal(ctx, in); err != nil {
+		in.stop(err)
+		return err
+	}
+	return c.register(in)
 }
 
 const (
@@ -221,6 +225,7 @@ func (c *Container) register(in *instance) error {
 	if ring := in.ring.Load(); ring != nil && !ring.complete {
 		c.tasks.Go(func() { in.reencryptInBackground(c.tasksCtx) })
 	}
+	c.abandonLocked(in) // if all who waited have left
 	return nil
 }
 
@@ -541,7 +546,24 @@ func (c *Container) noteRewound(ctx context.Context, instances []*instance) erro
 	return nil
 }
 
-// markClean notes that the owner left with nothing unsaved, and lets go of the instances. A failover just then is waited for, until the context ends.
+// leftClean says of an instance whose owner leaves it that the row is what he has saved, on the timeline on which he saved it, unless the user trusts failovers.
+const leftClean = `(i.epoch = l.epoch AND i.seq = l.seq AND (l.timeline = db.timeline OR $5))`
+
+// leaveStatement lets go of instances. Those of which it cannot be said that they are as their owner left them, since the database was moved meanwhile or has gone
+// back, are not marked as cleanly left, and their rows keep the old timeline: who takes them next finds out. What another process has claimed meanwhile stays that one's.
+const leaveStatement = `
+WITH gone AS (
+    UPDATE {schema}.instances i SET process = nullif(i.process, $6),
+        clean_at_epoch = CASE WHEN ` + leftClean + ` THEN i.epoch ELSE i.clean_at_epoch END,
+        timeline = CASE WHEN ` + leftClean + ` THEN db.timeline ELSE i.timeline END
+    FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline),
+        (SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS db
+    WHERE i.id = l.id AND i.epoch <= l.epoch AND (i.process = $6 OR ` + leftClean + `)
+    RETURNING i.id, ` + leftClean + ` AS clean
+)
+SELECT clean, pg_notify($7, '') FROM gone`
+
+// markClean lets go of instances, and notes of those that have nothing unsaved that they were cleanly left. A failover just then is waited for, until the context ends.
 func (c *Container) markClean(ctx context.Context, instances []*instance) error {
 	var lanes laneColumns
 	var ours []*instance
@@ -561,21 +583,27 @@ func (c *Container) markClean(ctx context.Context, instances []*instance) error 
 	if len(lanes.ids) == 0 {
 		return nil
 	}
-	var marked int64
+	var marked int
 	err := c.persist(ctx, attemptTimeout, func(ctx context.Context) error {
-		tag, err := c.pool.Exec(ctx, c.sql(`WITH marked AS (UPDATE {schema}.instances i SET clean_at_epoch = i.epoch, process = NULL, timeline = db.timeline
-			FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS l (id, epoch, seq, timeline),
-				(SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline) AS db
-			WHERE i.id = l.id AND i.epoch = l.epoch AND i.seq = l.seq AND (l.timeline = db.timeline OR $5) RETURNING i.id)
-			SELECT id, pg_notify($6, '') FROM marked`),
-			pgx.QueryExecModeExec, lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines, c.cfg.OnTimelineChange == Trust, c.channel())
-		marked = tag.RowsAffected()
+		marked = 0
+		rows, err := c.pool.Query(ctx, c.sql(leaveStatement), pgx.QueryExecModeExec,
+			lanes.ids, lanes.epochs, lanes.seqs, lanes.timelines, c.cfg.OnTimelineChange == Trust, c.process, c.channel())
+		if err != nil {
+			return err
+		}
+		var clean bool
+		_, err = pgx.ForEachRow(rows, []any{&clean, nil}, func() error {
+			if clean {
+				marked++
+			}
+			return nil
+		})
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("pgstore: instances could not be marked as cleanly left: %w", err)
 	}
-	if others := int64(len(lanes.ids)) - marked; others > 0 {
+	if others := len(lanes.ids) - marked; others > 0 {
 		c.cfg.Logger.Warn("pgstore: instances are not as they were left", "instances", others)
 	}
 	return nil

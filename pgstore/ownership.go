@@ -109,7 +109,7 @@ func InstanceID(d *store.Device) string {
 
 // Release lets go of an instance, so that another process may go on with it with nothing lost and nothing burned. Disconnect its client first. From the
 // call on its stores fail with [ErrReleased]; to use the device here again, get it anew. It returns when all is durable and the instance is
-// marked as cleanly left. If the context ends first, the instance stays with this process and goes on saving: call it again, or
+// marked as cleanly left; where the database was moved to another timeline, or has gone back, since it was last used, it is not so marked, but still free. If the context ends first, the instance stays with this process and goes on saving: call it again, or
 // Shutdown. Of an instance that this process does not have it does nothing.
 func (c *Container) Release(ctx context.Context, id string) error {
 	c.mu.Lock()
@@ -118,9 +118,20 @@ func (c *Container) Release(ctx context.Context, id string) error {
 	if in == nil || c.closed() {
 		return nil
 	}
+	return c.release(ctx, in)
+}
+
+// release may be called by several at once.
+func (c *Container) release(ctx context.Context, in *instance) error {
 	in.releasing.Store(true)
 	in.dropOpenGroups()
 	if err := in.lane.Drain(ctx, ErrReleased); err != nil {
+		if errors.Is(err, ErrReleased) { // by another call
+			return nil
+		}
+		if errors.Is(err, ErrDatabaseRewound) { // and is forgotten
+			err = errors.Join(err, c.unclaim(ctx, in.id, in.epoch()))
+		}
 		return fmt.Errorf("pgstore: releasing instance: %w", in.waited(ctx, err))
 	}
 	if err := errors.Join(c.markClean(ctx, []*instance{in}), c.tellWitness(ctx, []*instance{in})); err != nil {

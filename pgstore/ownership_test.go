@@ -537,3 +537,30 @@ func TestP6ADeviceThatWasNeverUsedTakesNothingBack(t *testing.T) {
 		})
 	}
 }
+
+// What is released after a failover is free, whether there was something to save or not, and is not taken for cleanly left (P4).
+func TestP4WhatIsReleasedAfterAFailoverIsFreeAndNotClean(t *testing.T) {
+	t.Parallel()
+	for name, busy := range map[string]bool{"idle": false, "busy": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn, failOver := onTimelines(t)
+			c := process(t, dsn, func(cfg *pgstore.Config) { cfg.Lease = time.Hour })
+			d := pair(t, c.NewDevice())
+			require.NoError(t, c.Flush(ctx))
+			failOver()
+			if busy {
+				trust(t, "1:0", d)
+			}
+			err := c.Release(ctx, d.ID.String())
+			if busy {
+				require.ErrorIs(t, err, pgstore.ErrDatabaseRewound)
+			} else {
+				require.NoError(t, err)
+			}
+			require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances WHERE process IS NULL AND clean_at_epoch <> epoch`))
+			claimAll(t, process(t, dsn), 1)
+			require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.instances WHERE abandon_through > 0`), "its chains are not trusted")
+		})
+	}
+}

@@ -3,6 +3,7 @@ package pgstore
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -12,7 +13,7 @@ import (
 type share struct {
 	mine   int // what this process has
 	target int // what it should have
-	free   int // what nobody has
+	free   int // what nobody has, but for what this process leaves alone
 }
 
 // claimable is how many instances this process may claim now.
@@ -41,9 +42,11 @@ const freeCount = `(SELECT count(*) FROM {schema}.instances WHERE process IS NUL
 // shareStatement lists the living processes that claim with what they have, most first, and tells how many instances there are besides that nobody has. It counts
 // in one pass over all instances: of their epochs, since an index alone does not know what was written since the last vacuum, which is nearly all.
 const shareStatement = `
-WITH living AS (SELECT id, claims FROM {schema}.processes WHERE expires > clock_timestamp()),
-    has AS (SELECT process, count(epoch) AS n FROM {schema}.instances GROUP BY process)
-SELECT l.id::text, coalesce(has.n, 0), (SELECT coalesce(sum(n), 0)::bigint FROM has WHERE process IS NULL OR process NOT IN (SELECT id FROM living))
+WITH living AS (SELECT id, claims, max_instances FROM {schema}.processes WHERE expires > clock_timestamp()),
+    has AS (SELECT process, count(epoch) AS n FROM {schema}.instances GROUP BY process),
+    alone AS (SELECT count(*) AS n FROM {schema}.instances WHERE id = ANY ($1) AND (process IS NULL OR process NOT IN (SELECT id FROM living)))
+SELECT l.id::text, coalesce(has.n, 0), l.max_instances, (SELECT coalesce(sum(n), 0)::bigint FROM has WHERE process IS NULL OR process NOT IN (SELECT id FROM living)),
+    (SELECT n FROM alone)
 FROM living l LEFT JOIN has ON has.process = l.id WHERE l.claims
 ORDER BY coalesce(has.n, 0) DESC, l.id`
 
@@ -51,16 +54,14 @@ ORDER BY coalesce(has.n, 0) DESC, l.id`
 //
 //  1. All processes see the same list, so they agree on the targets without talking to each other.
 //  2. Of a number that does not divide, those that have most have one more: so nothing moves for its own sake.
-//  3. Who has too many releases them, and who has too few claims what is free.
+//  3. Who takes no more than a maximum that is below that leaves the rest to the others.
+//  4. Who has too many releases them, and who has too few claims what is free.
 func (c *Container) share(ctx context.Context) (s share, err error) {
-	type has struct {
-		id string
-		n  int
-	}
-	var processes []has
-	err = c.read(ctx, shareStatement, nil, func() { processes = nil }, func(rows pgx.Rows) error {
-		var p has
-		err := rows.Scan(&p.id, &p.n, &s.free)
+	var processes []sharer
+	alone := 0
+	err = c.read(ctx, shareStatement, []any{c.spoilt.now()}, func() { processes = nil }, func(rows pgx.Rows) error {
+		var p sharer
+		err := rows.Scan(&p.id, &p.has, &p.most, &s.free, &alone)
 		processes = append(processes, p)
 		return err
 	})
@@ -69,21 +70,52 @@ func (c *Container) share(ctx context.Context) (s share, err error) {
 	}
 	all := s.free
 	for _, p := range processes {
-		all += p.n
+		all += p.has
 	}
+	s.free -= alone
+	targets := divide(all, processes)
 	for i, p := range processes {
-		if p.id != c.process {
-			continue
+		if p.id == c.process {
+			s.mine, s.target = p.has, targets[i]
 		}
-		s.mine, s.target = p.n, all/len(processes)
-		if i < all%len(processes) {
-			s.target++
-		}
-	}
-	if c.cfg.MaxInstances > 0 {
-		s.target = min(s.target, c.cfg.MaxInstances)
 	}
 	return s, nil
+}
+
+// sharer is a process that claims.
+type sharer struct {
+	id        string
+	has, most int // most is 0 without a maximum
+}
+
+// divide says how many of all instances each process should have. Round by round those whose maximum is no more than what all would have get it, and the
+// others divide what is left.
+func divide(all int, processes []sharer) []int {
+	targets := make([]int, len(processes))
+	var open []int
+	for i := range processes {
+		open = append(open, i)
+	}
+	for before := -1; len(open) != before && len(open) > 0; {
+		before = len(open)
+		each := all / before
+		open = slices.DeleteFunc(open, func(i int) bool {
+			most := processes[i].most
+			if most == 0 || most > each {
+				return false
+			}
+			targets[i] = most
+			all -= most
+			return true
+		})
+	}
+	for k, i := range open {
+		targets[i] = all / len(open)
+		if k < all%len(open) {
+			targets[i]++
+		}
+	}
+	return targets
 }
 
 // situation is what the shares depend on, as far as it can be asked for without counting what everybody has.
