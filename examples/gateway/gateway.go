@@ -135,7 +135,7 @@ func (g *gateway) follow(ctx context.Context, changes <-chan pgstore.Event) {
 					g.later(func() { _ = g.leave(ctx, in, in.letGo) }) // it waits for what is being sent, which keeps no other event waiting
 				}
 			case pgstore.Stopped: // most likely another process has it, because this one seemed to be dead
-				if in := g.get(change.Instance); in != nil {
+				if in := g.get(change.Instance); in != nil && !pgstore.Owned(in.client.Store) { // else it was taken here again before we were told
 					g.log.Warn("instance has stopped", "instance", in.id, "error", change.Err)
 					in.leaving.Store(true)
 					g.later(func() { _ = g.leave(ctx, in, in.letGoStopped) })
