@@ -100,10 +100,20 @@ func survive(t *testing.T, end func(*pgtest.Container), sends pgstore.SendMode) 
 	signaltest.Say(t, ours, theirs, "out, later")
 }
 
-// Devices that are dumped with the rest of the database and restored on another server open and talk there, with no new pairing: healed, since nobody knows how old the dump
-// is, or as they were for who says that nothing was sent since.
+// Devices that are dumped with the rest of the database, or with their schema alone, and restored on another server open and talk there, with no new pairing: healed, since nobody knows how
+// old the dump is, or as they were for who says that nothing was sent since.
 func TestP4P5DumpAndRestoreMoveDevicesToAnotherServer(t *testing.T) {
 	t.Parallel()
+	for name, options := range map[string][]string{"database": nil, "schema": {"--schema=" + pgstore.DefaultSchema}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testDumpAndRestore(t, options...)
+		})
+	}
+}
+
+func testDumpAndRestore(t *testing.T, options ...string) {
+	t.Helper()
 	from := pgtest.NewContainer(t)
 	c := reopen(t, from.DSN)
 	var devices []types.JID
@@ -117,7 +127,7 @@ func TestP4P5DumpAndRestoreMoveDevicesToAnotherServer(t *testing.T) {
 		require.NoError(t, c.LIDMap.PutLIDMapping(ctx, theirs[i].Address(), *theirs[i].Device.ID))
 	}
 	require.NoError(t, c.Close())
-	dump := from.Dump()
+	dump := from.Dump(options...)
 
 	to := pgtest.NewContainer(t)
 	to.Restore(dump)

@@ -258,6 +258,30 @@ func TestP1ASecretThatIsPutOverARowThatDoesNotParseStays(t *testing.T) {
 	require.Equal(t, "third", string(secret))
 }
 
+// An encrypted one likewise, as far as the database can tell: its data key is not there.
+func TestP1ASecretThatIsPutOverAnEncryptedRowWithoutADataKeyStays(t *testing.T) {
+	t.Parallel()
+	with := encrypted(t)
+	c, dsn := open(t, with)
+	d := pair(t, c.NewDevice())
+	put := func(id types.MessageID, secret string) {
+		require.NoError(t, d.MsgSecrets.PutMessageSecret(ctx, spoiledChat, spoiledChat, id, []byte(secret)))
+		require.NoError(t, c.Flush(ctx))
+	}
+	put("A", "first")
+	put("B", "first")
+	require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.auth_keys SET data = '{"enc": "garbage"}' WHERE key_type = 'message_secret' AND key_id LIKE '%A'`))
+	put("A", "second")
+	put("B", "second")
+	require.NoError(t, c.Close())
+	d = mustDevice(t, reopen(t, dsn, with), *d.ID)
+	for id, want := range map[string]string{"A": "second", "B": "first"} {
+		secret, _, err := d.MsgSecrets.GetMessageSecret(ctx, spoiledChat, spoiledChat, id)
+		require.NoError(t, err)
+		require.Equal(t, want, string(secret), id)
+	}
+}
+
 func TestP1SettingARowAsideTakesNothingThatWasWrittenMeanwhile(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Open(t)

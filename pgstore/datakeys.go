@@ -103,22 +103,42 @@ func (c *Container) keyrings(ctx context.Context, ids []string) (map[string]*key
 	return rings, nil
 }
 
-// checkDataKeys tries one data key of each wrapping key, so that a wrong or missing one is noticed at once.
+// checkedDataKeys is how many data keys of a wrapping key are tried before it is taken for the wrong one.
+const checkedDataKeys = 3
+
+// checkDataKeys tries the newest data key of each wrapping key, so that a wrong or missing one is noticed at once. A row that was damaged is that instance's
+// matter, and must not keep a process from all the others: if it does not open, others that the same key has wrapped are tried.
 func (c *Container) checkDataKeys(ctx context.Context) error {
 	if c.cfg.Encryption == nil {
 		return nil
 	}
-	stored, err := c.readDataKeys(ctx, `k WHERE (instance_id, id) IN (
-		SELECT DISTINCT ON (wrapping_key) instance_id, id FROM {schema}.data_keys ORDER BY wrapping_key)`)
+	stored, err := c.readDataKeys(ctx, `k WHERE (instance_id, id) IN (SELECT instance_id, id FROM (
+		SELECT instance_id, id, row_number() OVER (PARTITION BY wrapping_key ORDER BY created_at DESC, id DESC, instance_id DESC) AS nth
+		FROM {schema}.data_keys) AS newest WHERE nth <= $1)`, checkedDataKeys)
 	if err != nil {
 		return err
 	}
-	for _, s := range stored {
+	opened, failed := make(map[string]bool), make(map[string]error)
+	for _, s := range slices.Backward(stored) {
+		if opened[s.WrappingKey] {
+			continue
+		}
 		key, err := c.unwrap(ctx, s)
-		if err != nil {
+		switch {
+		case err == nil:
+			c.dataKeys.add(s.instance, key)
+			opened[s.WrappingKey] = true
+		case !errors.Is(err, ErrDataKey):
+			return err
+		default:
+			failed[s.WrappingKey] = errors.Join(failed[s.WrappingKey], err)
+		}
+	}
+	for wrapping, err := range failed {
+		if !opened[wrapping] {
 			return err
 		}
-		c.dataKeys.add(s.instance, key)
+		c.cfg.Logger.Error("pgstore: stored data key does not open", "wrapping_key", wrapping, "error", err)
 	}
 	return nil
 }

@@ -412,6 +412,30 @@ func TestExchangedRowsAreRefused(t *testing.T) {
 	}
 }
 
+// A data key stays while a row that was set aside is under it, and goes with the next rotation after somebody has deleted that.
+func TestADataKeyStaysForWhatWasSetAside(t *testing.T) {
+	t.Parallel()
+	with := encrypted(t)
+	c, dsn := open(t, with)
+	d := pair(t, c.NewDevice())
+	require.NoError(t, d.Identities.PutIdentity(ctx, "1:0", [32]byte{1}))
+	require.NoError(t, c.Close())
+	require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.auth_keys SET seq = seq - 1 WHERE key_type = 'identity'`))
+	c = reopen(t, dsn, with)
+	d = mustDevice(t, c, *d.ID)
+	_, err := d.Identities.IsTrustedIdentity(ctx, "1:0", [32]byte{1})
+	require.NoError(t, err)
+	under := `SELECT count(*) FROM whatsmeow.set_aside s JOIN whatsmeow.data_keys k ON starts_with(s.data->>'enc', k.id)`
+	eventually(t, dsn, `(`+under+`) = 1`)
+	id := pgstore.InstanceID(d)
+	require.NoError(t, c.RotateDataKey(ctx, id))
+	require.Equal(t, 1, scalar[int](t, dsn, under))
+	require.Equal(t, 2, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.data_keys`))
+	require.NoError(t, execSQL(t, dsn, `DELETE FROM whatsmeow.set_aside`))
+	require.NoError(t, c.RotateDataKey(ctx, id))
+	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.data_keys`))
+}
+
 // Two types whose values look alike may have keys with one id.
 func TestARowOfAnotherTypeWithTheSameIDIsRefused(t *testing.T) {
 	t.Parallel()
@@ -509,6 +533,44 @@ func TestP8ExchangedCredentialsAreAnError(t *testing.T) {
 			require.Zero(t, scalar[int](t, x.dsn, `SELECT count(*) FROM whatsmeow.set_aside`))
 		})
 	}
+}
+
+// A data key that was damaged is the matter of its instance: the others open. Only if none of those that are tried opens is it the wrapping key.
+func TestP10ADamagedDataKeyKeepsNobodyFromTheOtherInstances(t *testing.T) {
+	t.Parallel()
+	with := encrypted(t)
+	c, dsn := open(t, with)
+	var devices []*store.Device
+	for range 5 {
+		devices = append(devices, pair(t, c.NewDevice()))
+	}
+	require.NoError(t, c.Close())
+	damage := func(devices ...*store.Device) {
+		ids := ""
+		for _, d := range devices {
+			ids += pgstore.InstanceID(d) + " "
+		}
+		// All are written, so that they stay in their order.
+		require.NoError(t, execSQL(t, dsn, `UPDATE whatsmeow.data_keys
+			SET wrapped = CASE WHEN strpos('`+ids+`', instance_id || ' ') > 0 THEN set_byte(wrapped, 40, get_byte(wrapped, 40) # 1) ELSE wrapped END`))
+	}
+	damage(devices[0], devices[3], devices[4]) // the newest ones are tried first
+	c = reopen(t, dsn, with)
+	for i, d := range devices {
+		_, err := c.GetDevice(ctx, *d.ID)
+		if i == 1 || i == 2 {
+			require.NoError(t, err)
+		} else {
+			require.ErrorIs(t, err, pgstore.ErrDataKey)
+		}
+	}
+	require.NoError(t, c.Close())
+
+	damage(devices[2])
+	cfg := pgstore.Config{DSN: dsn}
+	with(&cfg)
+	_, err := pgstore.NewWithConfig(ctx, cfg)
+	require.ErrorIs(t, err, pgstore.ErrDataKey)
 }
 
 // A data key of another instance is refused, whatever rows there are.
@@ -884,6 +946,13 @@ func TestASchemaWithDataKeysIsTooNewForOlderLibraries(t *testing.T) {
 	require.Equal(t, 1, scalar[int](t, dsn, usableFrom))
 	pair(t, reopen(t, dsn, encrypting(t, pgstore.Encrypting, wrappingKeys(t, "a")["a"])).NewDevice())
 	require.Equal(t, 7, scalar[int](t, dsn, usableFrom))
+
+	// Nor does a later migration let them in again. (What those that there are have made is undone.)
+	require.NoError(t, execSQL(t, dsn, `DELETE FROM whatsmeow.schema_info WHERE version > 7`, `DELETE FROM whatsmeow.goose_version WHERE version_id > 7`,
+		`DROP FUNCTION whatsmeow.sealed_by_data_key`, `ALTER TABLE whatsmeow.processes DROP COLUMN max_instances`))
+	reopen(t, dsn, func(*pgstore.Config) {})
+	require.Equal(t, 7, scalar[int](t, dsn, usableFrom))
+	require.Greater(t, scalar[int](t, dsn, `SELECT max(version) FROM whatsmeow.schema_info`), 7)
 }
 
 func TestInvalidEncryptionConfig(t *testing.T) {

@@ -40,6 +40,7 @@ func (c *Container) Erase(ctx context.Context, id string) error {
 		}
 		return err
 	}
+	c.dataKeys.forget(id)
 	if c.cfg.Witness != nil {
 		if err = c.cfg.Witness.Save(ctx, map[string]Mark{id: {}}); err != nil {
 			return fmt.Errorf("pgstore: telling the witness that instance %s was erased: %w", id, err)

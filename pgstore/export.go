@@ -226,8 +226,8 @@ func (ex *exporting) row(row storedRow, yield func(portable.Entry) bool) error {
 	var known bool
 	if k.Type, known = typesByName[row.Type]; known {
 		plain, err := ex.c.unseal(ex.ring, ex.result.Instance, k, row.Seq, []byte(row.Data))
-		if err != nil && !errors.Is(err, ErrCorrupt) {
-			return err
+		if err != nil && (errors.Is(err, errForeignKey) || !errors.Is(err, ErrCorrupt)) {
+			return err // a key is missing: all rows under it would be left out
 		}
 		if reason = unreadable; err == nil {
 			e, reason = ex.entry(k, row.Seq, plain)

@@ -22,7 +22,7 @@ import (
 //     the owner may have gone since it took the instance ([Trust]). With [Config].Encryption the data key has to be there under which the rows are (encryption.go).
 //  2. op: the writes of those lanes alone.
 //  3. Delete, upsert and insert them. A key occurs once per segment and a lane once per flush, so the three do not meet.
-//     What is inserted gives way to a row that is there (message secrets), unless that has nothing to be read.
+//     What is inserted gives way to a row that is there (message secrets), unless that has nothing to be read, or is under a data key that is not there.
 //
 // With [AuditAll] each lane's writes go into the audit trail, in the same transaction.
 //
@@ -50,7 +50,8 @@ WITH lane AS (
     INSERT INTO {schema}.auth_keys AS k (instance_id, key_type, key_id, data, seq)
     SELECT id, key_type, key_id, data::jsonb, seq FROM op WHERE op = 1
     ON CONFLICT (instance_id, key_type, key_id) DO UPDATE SET data = excluded.data, seq = excluded.seq, updated_at = now()
-    WHERE jsonb_typeof(k.data->'secret') IS DISTINCT FROM 'string' AND jsonb_typeof(k.data->'enc') IS DISTINCT FROM 'string'
+    WHERE jsonb_typeof(k.data->'secret') IS DISTINCT FROM 'string'
+      AND (jsonb_typeof(k.data->'enc') IS DISTINCT FROM 'string' OR NOT {schema}.sealed_by_data_key(k.instance_id, k.data->>'enc'))
 ){audited}
 SELECT id, ` + durably + `{audits}
 FROM lane`

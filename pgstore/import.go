@@ -204,7 +204,15 @@ func (im *importing) run(ctx context.Context, tx pgx.Tx, next func() (portable.E
 	if err := im.begin(ctx, tx); err != nil {
 		return err
 	}
-	for _, table := range []string{"auth_keys", "set_aside", "data_keys"} {
+	tables := []string{"auth_keys", "set_aside"}
+	var encrypted bool
+	if err := tx.QueryRow(ctx, im.c.sql(`SELECT {schema}.has_data_keys($1)`), pgx.QueryExecModeExec, im.result.Instance).Scan(&encrypted); err != nil {
+		return err
+	}
+	if encrypted { // who does not encrypt needs no right on them
+		tables = append(tables, "data_keys")
+	}
+	for _, table := range tables {
 		if _, err := tx.Exec(ctx, im.c.sql(`DELETE FROM {schema}.`+table+` WHERE instance_id = $1`), pgx.QueryExecModeExec, im.result.Instance); err != nil {
 			return err
 		}

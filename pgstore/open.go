@@ -371,13 +371,15 @@ func (c *Container) scan(rows pgx.Rows, in *instance, id string, ring *keyring, 
 }
 
 // moveAside moves a row that cannot be read to where a person can look at it, if it still is what was read. It checks the epoch, as
-// every write does. It does not go through the batcher: what is written to that key meanwhile must find no row in its way.
+// every write does. It does not go through the batcher: what is written to that key meanwhile must find no row in its way. The mark is
+// there before the row is deleted: a trigger's WHEN is asked before RETURNING is evaluated.
 func (c *Container) moveAside(ctx context.Context, in *instance, row corruptRow) error {
 	c.cfg.Logger.Error("pgstore: stored row cannot be read, set aside", "instance", in.id, "key_type", typeName(row.key.Type))
-	tag, err := c.pool.Exec(ctx, c.sql(`WITH gone AS (
-			DELETE FROM {schema}.auth_keys k USING {schema}.instances i
-			WHERE i.id = $1 AND i.epoch = $2 AND k.instance_id = i.id AND k.key_type = $3 AND k.key_id = $4
-				AND (k.data::text = $5 OR k.data ? 'enc' AND k.seq = $6) RETURNING k.*, `+byLibrary+`),
+	tag, err := c.pool.Exec(ctx, c.sql(`WITH i AS MATERIALIZED (SELECT id, `+byLibrary+` AS library FROM {schema}.instances WHERE id = $1 AND epoch = $2),
+		gone AS (
+			DELETE FROM {schema}.auth_keys k USING i
+			WHERE i.library = 'on' AND k.instance_id = i.id AND k.key_type = $3 AND k.key_id = $4
+				AND (k.data::text = $5 OR k.data ? 'enc' AND k.seq = $6) RETURNING k.*),
 		aside AS (INSERT INTO {schema}.set_aside (instance_id, key_type, key_id, data, reason)
 			SELECT instance_id, key_type, key_id, data, $7 FROM gone RETURNING instance_id, key_type)
 		SELECT {schema}.audit_note(instance_id, 'set_aside', key_type) FROM aside`),

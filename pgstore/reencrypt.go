@@ -16,7 +16,7 @@ import (
 //
 //  1. Wait for what is being flushed. Whatever comes after it is written as it is to be.
 //  2. List a piece of the other rows, put each as memory or the database has it, and wait until that is durable. Go on after the last one.
-//  3. When none is left, say so where the instance's data keys are, and delete those under which nothing is.
+//  3. When none is left, say so where the instance's data keys are, and delete those under which nothing is, not even a row that was set aside.
 //
 // It goes on where it was when an instance is taken that is not complete.
 
@@ -26,19 +26,21 @@ const reencryptPiece = 200
 // notAsWritten are the rows of an instance ($1) that are not under the data key $2, or, if that is empty, not plain.
 const notAsWritten = `{schema}.auth_keys k WHERE k.instance_id = $1 AND CASE WHEN $2::text = '' THEN k.data ? 'enc' ELSE NOT starts_with(coalesce(k.data->>'enc', ''), $2) END`
 
-// completeStatement notes that all rows are as they are written, if that is so, and lets go of the other data keys.
+// completeStatement notes that all rows are as they are written, if that is so, and lets go of the other data keys, but for those of rows that were set aside: these
+// stay as they were until a person has looked at them.
 const completeStatement = `
 WITH whole AS (
     SELECT i.id FROM {schema}.instances i WHERE i.id = $1 AND i.epoch = $3 AND NOT EXISTS (SELECT FROM ` + notAsWritten + `)
 ), gone AS (
-    DELETE FROM {schema}.data_keys d USING whole WHERE d.instance_id = whole.id AND d.id <> $2 RETURNING d.id
+    DELETE FROM {schema}.data_keys d USING whole WHERE d.instance_id = whole.id AND d.id <> $2
+        AND NOT EXISTS (SELECT FROM {schema}.set_aside s WHERE s.instance_id = d.instance_id AND starts_with(s.data->>'enc', d.id)) RETURNING d.id
 ), kept AS (
     UPDATE {schema}.data_keys d SET complete = true FROM whole WHERE d.instance_id = whole.id AND d.id = $2
 )
 SELECT {schema}.audit_note(id, 'rotated', CASE WHEN $2 = '' THEN 'all values are plain' ELSE 'all values are under data key ' || $2 END
     || (SELECT coalesce(', deleted: ' || string_agg(gone.id, ' '), '') FROM gone)), ` + durably + ` FROM whole`
 
-// RotateDataKey makes a new data key for an instance, encrypts all its values with it, and deletes the older ones. It takes the instance as its first write would, if this container does not have it: call it
+// RotateDataKey makes a new data key for an instance, encrypts all its values with it, and deletes the older ones, except what rows in set_aside are under. It takes the instance as its first write would, if this container does not have it: call it
 // where the instance is, since a process that has it would lose it. Clients go on meanwhile. It returns when nothing is under another key any more; if it fails before, what is
 // written from then on is under the new key nevertheless, and the rest follows in the background when the instance is next taken. Without [Config].Encryption, or with
 // [Decrypting], it is [ErrInvalidInput]; [ErrDeviceDeleted] if there is no such instance.

@@ -2,6 +2,7 @@ package pgstore_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -135,4 +136,16 @@ func TestP7AFullDiskIsWaitedFor(t *testing.T) {
 	require.NoError(t, execSQL(t, server.DSN, `DROP TABLE public.filler`))
 	require.NoError(t, c.Flush(within(t, 20*time.Second)))
 	require.Equal(t, sessions, scalar[int](t, server.DSN, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'session'`))
+}
+
+// What a metric counts by type is no more to be "other" than it must.
+func TestErrorsHaveTypesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	for want, err := range map[string]error{
+		"data_key": pgstore.ErrDataKey, "not_encrypted": pgstore.ErrNotEncrypted, "no_instance": pgstore.ErrNoInstance, "already_taken": pgstore.ErrAlreadyTaken,
+		"corrupt": pgstore.ErrCorrupt, "conflict": pgstore.ErrDeviceConflict, "other": errors.New("another"),
+	} {
+		require.Equal(t, want, pgstore.ErrorType(fmt.Errorf("wrapped: %w", err)))
+		require.Contains(t, pgstore.ErrorTypes(), want)
+	}
 }

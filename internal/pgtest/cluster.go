@@ -33,8 +33,8 @@ type Cluster struct {
 	room     room
 	network  *Proxy
 	primary  *local
-	servers  int // that were started
-	archive  string
+	servers  int    // that were started
+	archive  string // where WAL is copied to, if that is all that archives it
 	backup   string
 	snapshot string
 }
@@ -46,19 +46,43 @@ const clusterPatience = time.Minute
 // CI it fails.
 func NewCluster(t testing.TB) *Cluster {
 	t.Helper()
+	c := newRoomOfCluster(t)
+	c.archive = filepath.Join(c.room.dir, "archive")
+	c.check(c.make(c.archive))
+	c.begin(c.initdb(), "cp %p "+c.archive+"/%f")
+	return c
+}
+
+// newRoomOfCluster is a cluster that has no server yet.
+func newRoomOfCluster(t testing.TB) *Cluster {
+	t.Helper()
 	r, err := newRoom(false)
 	if err != nil {
 		Missing(t, "a PostgreSQL that is installed ("+err.Error()+")")
 	}
-	c := &Cluster{t: t, room: r, archive: filepath.Join(r.dir, "archive")}
+	c := &Cluster{t: t, room: r}
 	t.Cleanup(func() { c.check(r.remove()) })
-	c.check(c.make(c.archive))
-	data := c.newDirectory()
-	c.check(r.initdb(context.Background(), data))
-	c.primary = c.serve(data, "archive_mode=on", "archive_command=cp %p "+c.archive+"/%f")
-	c.network = NewProxy(t, c.primary.dsn())
-	c.DSN = c.network.DSN
 	return c
+}
+
+// initdb makes the data directory of a first primary.
+func (c *Cluster) initdb() (data string) {
+	c.t.Helper()
+	data = c.newDirectory()
+	c.check(c.room.initdb(context.Background(), data))
+	return data
+}
+
+// begin starts the first primary, which archives its WAL with a command.
+func (c *Cluster) begin(data, archiveCommand string) {
+	c.t.Helper()
+	c.primary = c.serve(data, archiving(archiveCommand)...)
+	c.network = NewProxy(c.t, c.primary.dsn())
+	c.DSN = c.network.DSN
+}
+
+func archiving(command string) (settings []string) {
+	return []string{"archive_mode=on", "archive_command=" + command}
 }
 
 // Network is what all clients of [Cluster].DSN come through.
@@ -239,12 +263,18 @@ func (c *Cluster) Mark(name string) {
 	c.exec(c.primary, `SELECT pg_create_restore_point('`+name+`')`)
 }
 
+// Archive waits until all WAL up to now is in the archive.
+func (c *Cluster) Archive() {
+	c.t.Helper()
+	last := c.text(c.primary, `SELECT pg_walfile_name(pg_switch_wal())`)
+	c.await(c.primary, `SELECT coalesce(last_archived_wal >= $1, false) FROM pg_stat_archiver`, last)
+}
+
 // Restore kills the primary, and makes a new one of the backup and the archive up to what a setting says: recovery_target_name,
 // recovery_target_time or recovery_target_lsn.
 func (c *Cluster) Restore(setting, value string) {
 	c.t.Helper()
-	last := c.text(c.primary, `SELECT pg_walfile_name(pg_switch_wal())`)
-	c.await(c.primary, `SELECT coalesce(last_archived_wal >= $1, false) FROM pg_stat_archiver`, last)
+	c.Archive()
 	c.network.Down()
 	c.primary.kill()
 	data := c.newDirectory()

@@ -15,7 +15,11 @@ type notes struct {
 }
 
 func newNotes(t *testing.T) notes {
-	n := notes{t, NewCluster(t)}
+	return notesOn(t, NewCluster(t))
+}
+
+func notesOn(t *testing.T, c *Cluster) notes {
+	n := notes{t, c}
 	require.NoError(t, (&Server{DSN: n.c.DSN}).exec(t.Context(), `CREATE TABLE notes (n text)`))
 	return n
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -155,10 +156,10 @@ func (c *Container) SmallTablespace() string {
 
 const dumpFile = "/tmp/dump"
 
-// Dump is what pg_dump makes of the database.
-func (c *Container) Dump() []byte {
+// Dump is what pg_dump makes of the database, or of what options say.
+func (c *Container) Dump(options ...string) []byte {
 	c.t.Helper()
-	c.run("pg_dump --format=custom --file=" + dumpFile)
+	c.run("pg_dump --format=custom --file=" + dumpFile + " " + strings.Join(options, " "))
 	file, err := c.running.CopyFileFromContainer(context.Background(), dumpFile)
 	if err != nil {
 		c.t.Fatal(err)

@@ -54,7 +54,7 @@ type Outsider struct {
 	N        int64
 	At       time.Time
 	Role     string // of the database
-	What     string // insert, update, delete, lowered
+	What     string // insert, update, delete; lowered, of an instance's counters
 	KeyType  string // empty for the row of the instance itself
 	KeyID    string
 }
@@ -210,11 +210,7 @@ func (v *verifier) instance(ctx context.Context, id string) error {
 		last = Head{e.n, e.hash}
 		seen = seen || e.n == earlier.N && bytes.Equal(e.hash, earlier.Hash)
 		v.report.Entries++
-		if e.event == "outsider" || e.event == "lowered" {
-			what := e.detail
-			if e.event == "lowered" {
-				what = e.event
-			}
+		if what := e.outsider(); what != "" {
 			v.report.Outsiders = append(v.report.Outsiders, Outsider{id, e.n, e.at, e.role, what, e.outsiderType, e.outsiderID})
 		}
 	}
@@ -229,6 +225,22 @@ func (v *verifier) instance(ctx context.Context, id string) error {
 	}
 	v.report.Heads[id] = last
 	return v.rows(ctx, id)
+}
+
+// outsider says what was done that the library has not, or nothing. The database's function audit_writer makes the words at the end.
+func (e *entry) outsider() string {
+	others := strings.HasSuffix(e.detail, "not by the library")
+	switch {
+	case e.event == "outsider":
+		return e.detail
+	case e.event == "lowered":
+		return e.event
+	case others && (e.event == "paired" || e.event == "imported"):
+		return "insert"
+	case others && e.event == "deleted":
+		return "delete"
+	}
+	return ""
 }
 
 func (v *verifier) heads(ctx context.Context, statement, id string) ([]Head, error) {

@@ -151,6 +151,40 @@ func TestAuditTellsOfOutsiders(t *testing.T) {
 	require.Equal(t, []string{"update identity 1:0", "delete identity 2:0", "insert identity 3:0", "lowered  "}, told)
 }
 
+// The row of an instance may be put in or deleted by hand, as well as its keys.
+func TestAuditTellsOfInstancesThatOutsidersMakeAndDelete(t *testing.T) {
+	t.Parallel()
+	tr := newTrail(t, pgstore.AuditLife)
+	tr.exec(`INSERT INTO whatsmeow.instances (id, jid, epoch, timeline) VALUES ('mine', '1:1@s.whatsapp.net', 1, '00000001')`,
+		`INSERT INTO whatsmeow.instances (id, jid, epoch, imported_at_epoch, timeline) VALUES ('moved', '2:1@s.whatsapp.net', 1, 1, '00000001')`,
+		`DELETE FROM whatsmeow.instances WHERE id <> 'moved'`)
+	report := tr.verify(audit.Options{})
+	require.Empty(t, report.Breaks)
+	var told []string
+	for _, o := range report.Outsiders {
+		require.Empty(t, o.KeyType)
+		told = append(told, o.What+" "+o.Instance)
+	}
+	require.ElementsMatch(t, []string{"insert mine", "delete mine", "insert moved", "delete " + tr.d.ID.String()}, told)
+}
+
+// A row that the library sets aside is deleted by the library.
+func TestAuditTellsOfARowThatIsSetAsideAsTheLibrarys(t *testing.T) {
+	t.Parallel()
+	tr := newTrail(t, pgstore.AuditLife)
+	tr.write("1:0")
+	require.NoError(t, tr.c.Close())
+	tr.exec(`SET session_replication_role = replica`, `UPDATE whatsmeow.auth_keys SET data = '{"spoilt": true}' WHERE key_id = '1:0'`)
+	d, err := tr.open(pgstore.AuditLife).GetDevice(ctx, *tr.d.ID)
+	require.NoError(t, err)
+	_, err = d.Identities.IsTrustedIdentity(ctx, "1:0", [32]byte{1})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return slices.Contains(tr.events(), "set_aside") }, time.Minute, 10*time.Millisecond)
+	report := tr.verify(audit.Options{})
+	require.Empty(t, report.Breaks)
+	require.Empty(t, report.Outsiders)
+}
+
 // Whoever owns the tables can switch off triggers. What he does is seen all the same.
 func TestAuditNoticesWhatWasChanged(t *testing.T) {
 	t.Parallel()

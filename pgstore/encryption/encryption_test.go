@@ -86,14 +86,16 @@ func TestP12WrongWrappingKeysAreToldWithoutThem(t *testing.T) {
 	_, secret, _ := strings.Cut(a, ":")
 	for text, says := range map[string]string{
 		"": "no wrapping key", "# nothing": "no wrapping key", secret: "line 1", ":" + secret: "line 1", a + "\na:" + secret: "line 2", "a:" + secret[:40]: "32 bytes", "a:" + secret + "!": "32 bytes",
+		secret + ":a": "line 1", a + "\n" + secret[:40] + ":b": "line 2", secret + ":" + secret: "before the colon", secret[:30] + ":" + secret + "," + secret[:30] + ":" + secret: "before",
 	} {
 		_, err := encryption.Parse(text)
 		require.ErrorContains(t, err, says)
 		require.NotContains(t, err.Error(), secret[:20])
 	}
-	for _, id := range []string{"", "a:b", "a,b", "a b", "a#"} {
+	for _, id := range []string{"", "a:b", "a,b", "a b", "a#", secret, a} {
 		_, err := encryption.NewKey(id)
-		require.Error(t, err, id)
+		require.ErrorContains(t, err, "the id of a key")
+		require.NotContains(t, err.Error(), secret[:20])
 	}
 }
 

@@ -57,25 +57,39 @@ func Parse(text string) (Keys, error) {
 	return out, nil
 }
 
+// parse reads one key. What stands where an id is to be may be a key all the same, so no error quotes any of it, and none passes for an id, which is stored.
 func (a *aeads) parse(word string) error {
 	id, encoded, ok := strings.Cut(word, ":")
 	if !ok || id == "" {
 		return errors.New("a key is an id, a colon and base64")
 	}
-	key, err := base64.StdEncoding.DecodeString(encoded)
-	if err != nil || len(key) != keyLength {
-		return fmt.Errorf("key %s must be %d bytes in base64", id, keyLength) // the decoder's error may quote it
+	if decodeKey(id) != nil {
+		return errors.New("what stands before the colon is a key, and must be its id")
+	}
+	key := decodeKey(encoded)
+	if key == nil {
+		return fmt.Errorf("the key must be %d bytes in base64", keyLength)
 	}
 	if a.byID[id] != nil {
-		return fmt.Errorf("key %s is there twice", id)
+		return errors.New("its id was there before")
 	}
+	var err error
 	if a.byID[id], err = subtle.NewXChaCha20Poly1305(key); err != nil {
-		return fmt.Errorf("key %s: %w", id, err)
+		return errors.New("it cannot be used") // the error may quote it
 	}
 	if a.current == "" {
 		a.current = id
 	}
 	return nil
+}
+
+// decodeKey returns nil for what is no key. The decoder's error may quote it.
+func decodeKey(text string) []byte {
+	key, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(key) != keyLength {
+		return nil
+	}
+	return key
 }
 
 // FromFile is [Parse] of a file's content.
@@ -98,8 +112,8 @@ func FromEnvironment(name string) (Keys, error) {
 
 // NewKey makes a wrapping key as [Parse] reads it. Its id must hold no comma, colon, # or blank.
 func NewKey(id string) (string, error) {
-	if id == "" || strings.ContainsAny(id, ",:# \t\r\n") {
-		return "", fmt.Errorf("encryption: %q is no id of a key", id)
+	if id == "" || strings.ContainsAny(id, ",:# \t\r\n") || decodeKey(id) != nil {
+		return "", errors.New("encryption: the id of a key must not be empty, hold a comma, colon, # or blank, or be a key itself")
 	}
 	key := make([]byte, keyLength)
 	_, _ = rand.Read(key) // it never fails

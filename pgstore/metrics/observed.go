@@ -38,7 +38,7 @@ type observed struct {
 	fetchedKeys *prometheus.CounterVec
 	// pgstore_stops_total, by reason: ownership_lost if another process took an instance; refused, rewound or deleted.
 	stops *prometheus.CounterVec
-	// pgstore_errors_total, by type (pgstore.ErrorType): calls of the stores that failed.
+	// pgstore_errors_total, by type (pgstore.ErrorType): calls of the stores that failed. data_key and not_encrypted are those that encryption at rest refuses.
 	errors *prometheus.CounterVec
 }
 

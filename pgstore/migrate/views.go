@@ -23,7 +23,7 @@ type Beginner interface {
 // the schema that this library uses, which is whatsmeow if schema is empty, as they were flushed last, and cannot be written. It may be called again, after an update of this library. A
 // program that has no schema in its queries finds them with a search_path. Whoever calls it owns the views; they show secrets, so mind whom you grant them to.
 //
-// They differ from sqlstore's tables in this: app-state MACs of old versions are not there; what PostgreSQL's text cannot hold is NULL; a name that was set to nothing is NULL; and
+// They differ from sqlstore's tables in this: rows that are encrypted ([pgstore.Config].Encryption) are not there; app-state MACs of old versions are not there; what PostgreSQL's text cannot hold is NULL; a name that was set to nothing is NULL; and
 // the counter of a session is that of the last flush.
 func CreateViews(ctx context.Context, db Beginner, schema, views string) error {
 	schema = cmp.Or(schema, "whatsmeow")

@@ -20,10 +20,11 @@ CREATE OR REPLACE FUNCTION {views}.pgstore_record(data jsonb) RETURNS bytea LANG
 SELECT coalesce(convert_to(CASE WHEN jsonb_typeof(data->'record') = 'string' THEN data->>'record' END, 'UTF8'),
     decode(data->'record'->>'b64', 'base64'), decode(data->>'record_b64', 'base64')) $$;
 
--- All keys with the JID of their device.
+-- All keys with the JID of their device. What is encrypted cannot be shown.
 CREATE OR REPLACE VIEW {views}.pgstore_keys AS
 SELECT {views}.pgstore_part(i.jid, 1) AS our_jid, k.key_type, k.key_id, k.data
-FROM {schema}.auth_keys k JOIN {schema}.instances i ON i.id = k.instance_id;
+FROM {schema}.auth_keys k JOIN {schema}.instances i ON i.id = k.instance_id
+WHERE NOT k.data ? 'enc';
 
 CREATE OR REPLACE VIEW {views}.whatsmeow_device AS
 SELECT our_jid AS jid, d->>'lid' AS lid, (d->>'facebook_uuid')::uuid AS facebook_uuid, (d->>'registration_id')::bigint AS registration_id,

@@ -175,7 +175,14 @@ func TestReleaseRespectsLeases(t *testing.T) {
 	s := newStage(t)
 	c := s.open(func(cfg *pgstore.Config) { cfg.Takes = pgstore.RespectLease })
 	s.pair(c, "shop-1")
-	require.Contains(t, s.fails(4, "release", "shop-1", "--force", "--wait", "3s"), "has not let go of it")
+	path, d, _ := onSqlite(t)
+	for _, args := range [][]string{
+		{"release", "shop-1"},
+		{"export", "sqlstore", "shop-1", path + ".new", "--yes"},
+		{"import", "sqlstore", path, "--instance", "shop-1", "--device", d.ID.String(), "--replace"},
+	} {
+		require.Contains(t, s.fails(4, append(args, "--force", "--wait", "3s")...), "has not let go of it", args)
+	}
 	require.True(t, scalar[bool](s, `SELECT process IS NOT NULL FROM whatsmeow.instances`))
 }
 

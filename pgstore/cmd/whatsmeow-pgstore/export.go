@@ -47,7 +47,7 @@ JSON: instance, jid, counts{kind}, skipped[]: kind, name, reason; fenced.`,
 				return err
 			}
 			defer func() { _ = target.DB.Close() }()
-			return a.exporting(ctx, db, args[0], true, yes, force, func(c *pgstore.Container, id string, progress func(migrate.Progress)) (*pgstore.ExportResult, error) {
+			return a.exporting(ctx, db, args[0], true, yes, force, func(ctx context.Context, c *pgstore.Container, id string, progress func(migrate.Progress)) (*pgstore.ExportResult, error) {
 				return migrate.ToSqlstore(ctx, c, id, *target, migrate.ExportOptions{Replace: replace, Progress: progress})
 			})
 		}),
@@ -78,7 +78,7 @@ JSON: instance, jid, counts{kind}, skipped[]: kind, name, reason; fenced.`,
 			if err != nil {
 				return err
 			}
-			return a.exporting(ctx, db, args[0], move, yes, force, func(c *pgstore.Container, id string, progress func(migrate.Progress)) (result *pgstore.ExportResult, err error) {
+			return a.exporting(ctx, db, args[0], move, yes, force, func(ctx context.Context, c *pgstore.Container, id string, progress func(migrate.Progress)) (result *pgstore.ExportResult, err error) {
 				err = newFile(args[1], func(file *os.File) error {
 					result, err = migrate.WriteArchive(ctx, c, id, file, migrate.WriteArchiveOptions{Recipients: recipients, Move: move, Progress: progress})
 					return err
@@ -135,7 +135,7 @@ func newFile(path string, fill func(*os.File) error) error {
 
 // exporting runs an export. One that takes the instance is refused for that of a living process, and asks.
 func (a *app) exporting(ctx context.Context, db *database, name string, takes, yes, force bool,
-	fn func(c *pgstore.Container, id string, progress func(migrate.Progress)) (*pgstore.ExportResult, error),
+	fn func(ctx context.Context, c *pgstore.Container, id string, progress func(migrate.Progress)) (*pgstore.ExportResult, error),
 ) error {
 	o, err := db.find(ctx, name)
 	if err != nil {
@@ -153,15 +153,20 @@ func (a *app) exporting(ctx context.Context, db *database, name string, takes, y
 	if err != nil {
 		return err
 	}
+	ctx, watch, stop := a.guard(ctx, db, "export")
+	defer stop()
+	if takes {
+		watch(o.ID)
+	}
 	bar := a.progress(-1, "exporting")
-	result, err := fn(c, o.ID, func(p migrate.Progress) {
+	result, err := fn(ctx, c, o.ID, func(p migrate.Progress) {
 		if p.Total > 0 {
 			bar.ChangeMax(p.Total)
 		}
 		_ = bar.Set(p.Done)
 	})
 	_ = bar.Finish()
-	if err = errors.Join(err, closed(ctx, c)); err != nil {
+	if err = errors.Join(causeOf(ctx, err), closed(ctx, c)); err != nil {
 		return err
 	}
 	e := exported{result.Instance, result.JID, result.Counts, leftOuts(result.Skipped), takes}

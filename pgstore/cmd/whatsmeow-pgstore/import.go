@@ -105,15 +105,21 @@ brought up to date first, by whatsmeow's own code; --skip-upgrade leaves the sou
 				return err
 			}
 			defer func() { _ = source.DB.Close() }()
-			ctx, cancel := context.WithCancelCause(ctx)
-			defer cancel(nil)
+			var refusal error
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			ctx, watch, stop := a.guard(ctx, db, "import")
+			defer stop()
 			opts.Instance = func(device types.JID) string {
 				id := device.String()
 				if i.instance != "" {
 					id = i.instance
 				}
-				if err := i.mayReplace(ctx, db, id); err != nil {
-					cancel(err)
+				if refusal = i.mayReplace(ctx, db, id); refusal != nil {
+					cancel()
+				}
+				if i.replace {
+					watch(id)
 				}
 				return id
 			}
@@ -122,10 +128,10 @@ brought up to date first, by whatsmeow's own code; --skip-upgrade leaves the sou
 			return a.importing(ctx, db, i, func(c *pgstore.Container) ([]*pgstore.ImportResult, error) {
 				defer func() { _ = bar.Finish() }()
 				results, err := migrate.FromSqlstore(ctx, c, *source, opts)
-				if cause := context.Cause(ctx); err != nil && cause != nil {
-					err = cause
+				if err != nil && refusal != nil {
+					return results, refusal
 				}
-				return results, err
+				return results, causeOf(ctx, err)
 			})
 		}),
 	}
@@ -149,8 +155,13 @@ func (a *app) importBaileysCommand() *cobra.Command {
 			if err := i.named(ctx, db); err != nil {
 				return err
 			}
+			ctx, watch, stop := a.guard(ctx, db, "import")
+			defer stop()
+			if i.replace {
+				watch(i.instance)
+			}
 			return a.importing(ctx, db, i, func(c *pgstore.Container) ([]*pgstore.ImportResult, error) {
-				return one(migrate.FromBaileys(ctx, c, os.DirFS(args[0]), migrate.BaileysOptions{Instance: i.instance, Exact: i.stopped, Replace: i.replace}))
+				return one(ctx)(migrate.FromBaileys(ctx, c, os.DirFS(args[0]), migrate.BaileysOptions{Instance: i.instance, Exact: i.stopped, Replace: i.replace}))
 			})
 		}),
 	}
@@ -183,10 +194,15 @@ they were. Of an archive that is a copy that is refused.
 				return err
 			}
 			defer func() { _ = file.Close() }()
+			ctx, watch, stop := a.guard(ctx, db, "import")
+			defer stop()
+			if i.replace {
+				watch(i.instance)
+			}
 			bar := a.progress(-1, "importing")
 			return a.importing(ctx, db, i, func(c *pgstore.Container) ([]*pgstore.ImportResult, error) {
 				defer func() { _ = bar.Finish() }()
-				return one(migrate.ReadArchive(ctx, c, file, migrate.ReadArchiveOptions{
+				return one(ctx)(migrate.ReadArchive(ctx, c, file, migrate.ReadArchiveOptions{
 					Identities: identities, Instance: i.instance, Exact: i.stopped, Replace: i.replace,
 					Progress: func(p migrate.Progress) { _ = bar.Set(p.Done) },
 				}))
@@ -199,11 +215,14 @@ they were. Of an archive that is a copy that is refused.
 	return cmd
 }
 
-func one(r *pgstore.ImportResult, err error) ([]*pgstore.ImportResult, error) {
-	if err != nil {
-		return nil, err
+// one makes a list of the result of a single import under a guard.
+func one(ctx context.Context) func(*pgstore.ImportResult, error) ([]*pgstore.ImportResult, error) {
+	return func(r *pgstore.ImportResult, err error) ([]*pgstore.ImportResult, error) {
+		if err != nil {
+			return nil, causeOf(ctx, err)
+		}
+		return []*pgstore.ImportResult{r}, nil
 	}
-	return []*pgstore.ImportResult{r}, nil
 }
 
 // named refuses to replace what a living process has, where only the name tells before the import which instance that is.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -93,6 +95,49 @@ func (a *app) taking(ctx context.Context, db *database, command, id string, forc
 	defer cancel()
 	if o, lookErr := db.find(look, id); lookErr == nil && o.State == stateOwned && o.Owner != owner(command) {
 		return refused("instance %s is owned by %s, which has not let go of it within %v", shown(id), o.since(), a.wait)
+	}
+	return err
+}
+
+// guard ends what has no limit of its own when it waits for an instance that a living process has taken since that was looked at: the instance that wants to be taken
+// is told with watch. Each --wait it looks who has it, and when that is somebody else for the second time, the context's cause is a refusal.
+func (a *app) guard(ctx context.Context, db *database, command string) (guarded context.Context, watch func(id string), stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wanted atomic.Pointer[string]
+	var looking sync.WaitGroup
+	looking.Go(func() {
+		tick := time.NewTicker(a.wait)
+		defer tick.Stop()
+		before := ""
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			id := wanted.Load()
+			if id == nil {
+				continue
+			}
+			o, err := db.find(ctx, *id)
+			if err != nil || o.State != stateOwned || o.Owner == owner(command) {
+				before = ""
+				continue
+			}
+			if before == *id {
+				cancel(refused("instance %s is owned by %s, which has not let go of it within %v", shown(*id), o.since(), a.wait))
+			}
+			before = *id
+		}
+	})
+	return ctx, func(id string) { wanted.Store(&id) }, func() { cancel(nil); looking.Wait() }
+}
+
+// causeOf is why a guarded context has ended something, or what went wrong.
+func causeOf(ctx context.Context, err error) error {
+	var refusal *exitError
+	if cause := context.Cause(ctx); err != nil && errors.As(cause, &refusal) {
+		return cause
 	}
 	return err
 }
