@@ -75,6 +75,8 @@ type Container struct {
 	tasks       sync.WaitGroup // background work, ended by stopTasks
 	tasksCtx    context.Context
 	stopTasks   context.CancelFunc
+	leaseKept   sync.WaitGroup // who keeps the lease, until stopLease
+	stopLease   context.CancelFunc
 	readsCtx    context.Context // ends what Shutdown found waiting for the database
 	stopReads   context.CancelFunc
 	closing     atomic.Bool   // somebody is in Shutdown, or was
@@ -189,7 +191,9 @@ func (c *Container) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.background(c.keepLease)
+	keeping, stop := context.WithCancel(context.Background()) //nolint:contextcheck // it outlives ctx
+	c.stopLease = stop
+	c.leaseKept.Go(func() { c.keepLease(keeping) })
 	c.background(c.keepInformed)
 	c.background(c.keepAudit)
 	if c.cfg.Witness != nil {
@@ -291,6 +295,8 @@ func (c *Container) shutdown(ctx context.Context) error {
 		in.dropOpenGroups()
 	}
 	err := errors.Join(c.writes.Close(ctx), c.markClean(ctx, instances), c.tellWitness(ctx, instances), c.LIDMap.close(ctx))
+	c.stopLease() // not before: what is not saved is not to be taken from us meanwhile
+	c.leaseKept.Wait()
 	c.endLease(ctx)
 	for _, in := range instances {
 		in.stop(ErrClosed)

@@ -258,3 +258,27 @@ func TestP6ASmallProcessStrandsNothing(t *testing.T) {
 		require.Empty(t, got)
 	}
 }
+
+// What a process releases that leaves is the others', although it still has its share.
+func TestP6WhoLeavesLeavesItsShareToTheOthers(t *testing.T) {
+	t.Parallel()
+	const instances = 4
+	dsn := pgtest.Open(t)
+	insertDevices(t, dsn, instances-1)
+	long := func(cfg *pgstore.Config) { cfg.Lease = time.Minute }
+	a, b := process(t, dsn, long), process(t, dsn, long)
+	for _, c := range []*pgstore.Container{a, b} {
+		_, err := c.Claim(ctx, 0) // they join
+		require.NoError(t, err)
+	}
+	mine, err := a.Claim(ctx, instances)
+	require.NoError(t, err)
+	require.Len(t, mine, instances/2)
+	claimAll(t, b, instances/2)
+	require.NoError(t, a.Leave(ctx))
+	require.NoError(t, a.Leave(ctx))
+	require.NoError(t, a.Release(ctx, pgstore.InstanceID(mine[0])))
+	claimAll(t, b, 1)
+	trust(t, "1:0", mine[1])
+	require.NoError(t, a.Flush(ctx), "what it has not released it has")
+}

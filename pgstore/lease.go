@@ -85,7 +85,7 @@ func (c *Container) renewLeaseOn(ctx context.Context, db querier) error {
 	return err
 }
 
-// keepLease renews the lease until the container is closed. It does nothing else, so that nothing else holds it up. Where the pool does not do it in time, because
+// keepLease renews the lease until the container has saved all and let go of it. It does nothing else, so that nothing else holds it up. Where the pool does not do it in time, because
 // all of its connections hang or are busy, it makes a connection of its own.
 func (c *Container) keepLease(ctx context.Context) {
 	every(ctx, c.cfg.Lease/3, func() {

@@ -166,3 +166,25 @@ func TestP6OldBufferedHashesOfManyInstancesArePrunedOnce(t *testing.T) {
 	require.Less(t, count.sent.Load()-before, int64(5*instances))
 	require.Zero(t, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.auth_keys WHERE key_type = 'buffered_event'`))
 }
+
+// A process that needs longer than its lease to save what it has, when it ends, does not look dead meanwhile.
+func TestP6TheLeaseIsKeptWhileTheRestIsSaved(t *testing.T) {
+	t.Parallel()
+	const lease = time.Second
+	dsn := pgtest.Open(t)
+	c := process(t, dsn, func(cfg *pgstore.Config) { cfg.Lease = lease })
+	d := pair(t, c.NewDevice())
+	closed := make(chan error, 1)
+	atOnce(t, dsn, func() { // nothing is saved
+		trust(t, "1:0", d)
+		began := scalar[time.Time](t, dsn, `SELECT clock_timestamp()`)
+		go func() { closed <- c.Shutdown(within(t, time.Minute)) }()
+		require.Eventually(t, func() bool {
+			return scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.processes WHERE expires > $1::timestamptz + make_interval(secs => $2)`, began, 4*lease.Seconds()) == 1
+		}, 30*time.Second, 50*time.Millisecond)
+	})
+	require.NoError(t, <-closed)
+	require.Equal(t, 1, trusted(t, dsn, "1:0"))
+	require.Equal(t, 1, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.owners WHERE released`))
+	require.Zero(t, scalar[int](t, dsn, `SELECT count(*) FROM whatsmeow.processes`))
+}

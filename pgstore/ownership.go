@@ -107,6 +107,21 @@ func InstanceID(d *store.Device) string {
 	return idOf(d)
 }
 
+// Owned says whether this process has, as far as it knows, the instance for which a device was taken. An [Event] of Kind Stopped may come when the same instance
+// was taken here anew: it is of the device that is not owned any more, and no reason to end the client of the new one. It is false for a device that has taken
+// nothing, as one from [Container.GetAllDevices], for one that is not paired yet, and for nil. It asks no database.
+func Owned(d *store.Device) bool {
+	if d == nil {
+		return false
+	}
+	s, ok := d.Sessions.(*deviceStore)
+	if !ok {
+		return false
+	}
+	in := s.in.Load()
+	return in != nil && in.usable()
+}
+
 // Release lets go of an instance, so that another process may go on with it with nothing lost and nothing burned. Disconnect its client first. From the
 // call on its stores fail with [ErrReleased]; to use the device here again, get it anew. It returns when all is durable and the instance is
 // marked as cleanly left; where the database was moved to another timeline, or has gone back, since it was last used, it is not so marked, but still free. If the context ends first, the instance stays with this process and goes on saving: call it again, or

@@ -564,3 +564,31 @@ func TestP4WhatIsReleasedAfterAFailoverIsFreeAndNotClean(t *testing.T) {
 		})
 	}
 }
+
+// That an instance has stopped may be told when it was taken anew: it is of the device that is not owned any more.
+func TestP6WhoIsToldOfAStopKnowsWhoseItIs(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Open(t)
+	c, other := process(t, dsn), process(t, dsn)
+	require.False(t, pgstore.Owned(nil))
+	require.False(t, pgstore.Owned(c.NewDevice()))
+	events, err := c.Watch(within(t, time.Minute))
+	require.NoError(t, err)
+	before := pair(t, c.NewDevice())
+	require.True(t, pgstore.Owned(before))
+	require.False(t, pgstore.Owned(looked(t, other)))
+	its := mustDevice(t, other, *before.ID)
+	require.True(t, pgstore.Owned(its))
+	require.NoError(t, other.Release(ctx, before.ID.String()))
+	require.False(t, pgstore.Owned(its))
+	again := mustDevice(t, c, *before.ID)
+	for e := range events {
+		if e.Kind == pgstore.Stopped {
+			require.Equal(t, before.ID.String(), e.Instance)
+			require.False(t, pgstore.Owned(before))
+			require.True(t, pgstore.Owned(again))
+			return
+		}
+	}
+	require.Fail(t, "the watch ended")
+}

@@ -59,12 +59,12 @@ func TestP6WhatProcessesDoAllTheTimeDoesNotDependOnTheNumberOfInstances(t *testi
 	require.Len(t, ids, each)
 	beat := DefaultLease.Seconds() / 3
 	all := []statement{
-		{name: "sign of life", sql: renewStatement, args: []any{c.process, "", 15.0, "", true, 0, 0.0}, a: 1, per: beat, blocks: 20},
+		{name: "sign of life", sql: renewStatement, args: []any{c.process, "", 15.0, "", true, 0, 0.0, 0}, a: 1, per: beat, blocks: 20},
 		{name: fmt.Sprintf("which of %d were lost", each), sql: lostStatement, args: []any{ids, epochs, c.process}, a: 1, per: beat, blocks: 10 * each},
 		{name: "situation", sql: situationStatement, a: 1, per: watchInterval.Seconds(), blocks: 20 * scaleProcesses},
-		{name: "share, when that changes", sql: shareStatement, counts: true, a: 1, per: countInterval.Seconds()},
+		{name: "share, when that changes", sql: shareStatement, args: []any{[]string{}}, counts: true, a: 1, per: countInterval.Seconds()},
 		{name: "situation, one has died", sql: situationStatement, before: dies, blocks: 20*scaleProcesses + 2*each},
-		{name: "claim of 50, one has died", sql: claimStatement, args: []any{c.process, 50}, before: dies, blocks: 2000},
+		{name: "claim of 50, one has died", sql: claimStatement, args: []any{c.process, 50, []string{}}, before: dies, blocks: 2000},
 		{name: "take of one", sql: takeStatement, args: []any{one.id, "", c.process, true, true, int64(0), int64(0), true}, blocks: 100},
 		{name: "flush of one row", sql: flushStatement, args: []any{
 			[]string{one.id},

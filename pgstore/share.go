@@ -157,6 +157,22 @@ func (c *Container) join(ctx context.Context) error {
 	return nil
 }
 
+// Leave lets the others share what this process has, before it lets go of it: they claim from then on what it releases, which would else be within its own share. It
+// keeps what it has until it releases it, or is closed, and what it was told to claim it need not. The next Claim or Watch joins again; one that goes on claims
+// nothing. Shutdown begins with it. If it fails, the others are told with the next sign of life.
+func (c *Container) Leave(ctx context.Context) error {
+	if c.closed() {
+		return ErrClosed
+	}
+	if !c.claims.Swap(false) {
+		return nil
+	}
+	if err := c.retry(ctx, attemptTimeout, c.renewLease); err != nil {
+		return fmt.Errorf("pgstore: leaving: %w", err)
+	}
+	return nil
+}
+
 // leave lets the others share what this process has, before it lets go of it.
 func (c *Container) leave(ctx context.Context) {
 	if !c.claims.Swap(false) {

@@ -17,7 +17,7 @@ const (
 	Claimable EventKind = iota
 	// Surplus says that this process has Count instances more than its share: release as many, and others claim them.
 	Surplus
-	// Stopped says that Instance has stopped by itself, with Err; see [Stop].
+	// Stopped says that Instance has stopped by itself, with Err; see [Stop]. It may have been taken here anew since: ask [Owned] of its device.
 	Stopped
 )
 

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.mau.fi/whatsmeow"
 	"go.mau.fi/whatsmeow/store"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
 	"github.com/wataki/whatsmeow-pgstore/pgstore"
@@ -29,6 +30,7 @@ type deviceStore interface {
 	Claim(ctx context.Context, n int) ([]*store.Device, error)
 	Instance(ctx context.Context, id string) (*store.Device, error)
 	Release(ctx context.Context, id string) error
+	Leave(ctx context.Context) error
 	health.Source
 	Close() error
 }
@@ -135,7 +137,7 @@ func (g *gateway) follow(ctx context.Context, changes <-chan pgstore.Event) {
 					g.later(func() { _ = g.leave(ctx, in, in.letGo) }) // it waits for what is being sent, which keeps no other event waiting
 				}
 			case pgstore.Stopped: // most likely another process has it, because this one seemed to be dead
-				if in := g.get(change.Instance); in != nil {
+				if in := g.get(change.Instance); in != nil && !pgstore.Owned(in.client.Store) { // else it was taken here again before we were told
 					g.log.Warn("instance has stopped", "instance", in.id, "error", change.Err)
 					in.leaving.Store(true)
 					g.later(func() { _ = g.leave(ctx, in, in.letGoStopped) })
@@ -321,20 +323,22 @@ func (g *gateway) holdClaims(n int) {
 	g.moves += n
 }
 
-// handOver ends all clients and closes the store, which lets go of all instances at once. Sends that are under way come to their end first, those that
-// come later wait for the new owner.
+// releasingAtOnce is how many instances are let go of at the same time by a process that ends, while others still send.
+const releasingAtOnce = 16
+
+// handOver ends all clients and closes the store. Sends that are under way come to their end first, those that come later wait for the new owner.
+//
+//  1. The other processes are told that they may have all instances.
+//  2. Each client ends when what it sends has been sent. Until the last one has ended, its instance is let go of by itself: nobody waits for the slowest send of all.
+//  3. Closing the store lets go of all others at once.
 func (g *gateway) handOver(ctx context.Context) error {
 	g.ready.Store(false)
 	began := time.Now()
 	g.mu.Lock()
 	g.over = true
 	g.mu.Unlock()
-	var ending sync.WaitGroup
 	all := g.all()
-	for _, in := range all {
-		ending.Go(in.end)
-	}
-	ending.Wait()
+	g.endAll(ctx, all)
 	g.save(ctx)
 	err := g.store.Close()
 	if errors.Is(err, pgstore.ErrOwnershipLost) { // what was not saved was not acknowledged either: its new owner has got it again
@@ -347,6 +351,45 @@ func (g *gateway) handOver(ctx context.Context) error {
 	g.tasks.Wait()
 	g.log.Info("instances handed over", "count", len(all), "took", time.Since(began).Round(time.Millisecond))
 	return err
+}
+
+// endAll ends all clients, and lets go of the instances of those that have ended while others still send.
+func (g *gateway) endAll(ctx context.Context, all []*instance) {
+	ended := make(chan *instance, len(all))
+	for _, in := range all {
+		go func() {
+			in.end()
+			ended <- in
+		}()
+	}
+	telling, cancel := context.WithTimeout(ctx, leaveTimeout)
+	if err := g.store.Leave(telling); err != nil {
+		g.log.Warn("leaving not told", "error", err)
+	}
+	cancel()
+	var releasing errgroup.Group
+	releasing.SetLimit(releasingAtOnce)
+	for left := len(all); left > 0; {
+		some := []*instance{<-ended}
+		for len(ended) > 0 {
+			some = append(some, <-ended)
+		}
+		if left -= len(some); left == 0 {
+			break // the store lets go of these at once
+		}
+		g.save(ctx) // before somebody else notes what he does with them
+		for _, in := range some {
+			releasing.Go(func() error {
+				ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+				defer cancel()
+				if err := g.store.Release(ctx, in.id); err != nil {
+					g.log.Warn("instance has not left yet", "instance", in.id, "error", err)
+				}
+				return nil // the store does it when it is closed
+			})
+		}
+	}
+	_ = releasing.Wait()
 }
 
 // save notes in the directory what has changed, in one statement for all instances.

@@ -142,6 +142,8 @@ func (d *sqlDevices) Instance(context.Context, string) (*store.Device, error) {
 	return nil, errors.New("nothing is linked or moved here")
 }
 
+func (d *sqlDevices) Leave(context.Context) error { return nil }
+
 func (d *sqlDevices) Release(context.Context, string) error { return nil }
 
 func (d *sqlDevices) Health(context.Context) pgstore.Health { return d.Liveness() }

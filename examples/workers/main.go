@@ -131,6 +131,9 @@ func (w *worker) follow(ctx context.Context, change pgstore.Event) {
 		}
 	case pgstore.Stopped: // most likely another worker has it, because this one seemed to be dead
 		w.logger.Warnf("Instance %s has stopped: %v", change.Instance, change.Err)
+		if client := w.clients[change.Instance]; client != nil && pgstore.Owned(client.Store) {
+			return // it was ours again before we were told
+		}
 		w.disconnect(change.Instance)
 	}
 }
