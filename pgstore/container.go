@@ -76,6 +76,7 @@ type Container struct {
 	tasksCtx    context.Context
 	stopTasks   context.CancelFunc
 	leaseKept   sync.WaitGroup // who keeps the lease, until stopLease
+	leaseCtx    context.Context
 	stopLease   context.CancelFunc
 	readsCtx    context.Context // ends what Shutdown found waiting for the database
 	stopReads   context.CancelFunc
@@ -112,6 +113,7 @@ func NewWithConfig(ctx context.Context, cfg Config) (*Container, error) {
 		c.synchronous[typesByName[name]] = true
 	}
 	c.tasksCtx, c.stopTasks = context.WithCancel(context.Background())
+	c.leaseCtx, c.stopLease = context.WithCancel(context.Background())
 	c.readsCtx, c.stopReads = context.WithCancel(context.Background())
 	if c.pool == nil {
 		pool, err := openPool(ctx, cfg.DSN)
@@ -191,9 +193,7 @@ func (c *Container) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	keeping, stop := context.WithCancel(context.Background()) //nolint:contextcheck // it outlives ctx
-	c.stopLease = stop
-	c.leaseKept.Go(func() { c.keepLease(keeping) })
+	c.leaseKept.Go(func() { c.keepLease(c.leaseCtx) })
 	c.background(c.keepInformed)
 	c.background(c.keepAudit)
 	if c.cfg.Witness != nil {
