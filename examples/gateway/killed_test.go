@@ -133,7 +133,7 @@ func TestP4AnInstanceWhoseProcessWasKilledGoesOnElsewhere(t *testing.T) {
 	later, stepThrough := taken()
 	require.Greater(t, later, epoch)
 	require.Positive(t, stepThrough, "it was taken as after an unclean end")
-	require.Empty(t, n.contact.Undecryptable())
+	require.Empty(t, n.contact.Lost())
 	require.Empty(t, b.server.Record().Reused())
 	require.Equal(t, 1, b.server.Stats().QRCodes)
 

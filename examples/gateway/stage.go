@@ -317,7 +317,7 @@ func (s *stage) end(ctx context.Context) error {
 	}
 	stats, twice, unread := s.server.Stats(), len(s.server.Record().Reused()), 0
 	for _, n := range s.numbers {
-		unread += len(n.contact.Undecryptable())
+		unread += len(n.contact.Lost())
 	}
 	fmt.Println()
 	fmt.Println("Instances that were linked:", s.scans)

@@ -139,9 +139,9 @@ func summary(server *waserver.Server, ada *waserver.Contact) error {
 	fmt.Println()
 	fmt.Println("QR codes:", stats.QRCodes)
 	fmt.Printf("Messages to the bot: %d, answered: %d\n", 2*half, answers(ada))
-	fmt.Println("Answers that Ada could not read:", len(ada.Undecryptable()))
+	fmt.Println("Answers that Ada could not read:", len(ada.Lost()))
 	fmt.Println("Message keys used twice:", twice)
-	if stats.QRCodes != 1 || stats.Logins != 2 || stats.RefusedLogins != 0 || stats.BadIdentities != 0 || len(ada.Undecryptable()) != 0 || twice != 0 {
+	if stats.QRCodes != 1 || stats.Logins != 2 || stats.RefusedLogins != 0 || stats.BadIdentities != 0 || len(ada.Lost()) != 0 || twice != 0 {
 		return errors.New("that is not what should have happened")
 	}
 	return nil

@@ -303,6 +303,7 @@ func TestContactAsksAgain(t *testing.T) {
 	failed := friend.Undecryptable()
 	require.Len(t, failed, 1)
 	require.True(t, failed[0].Recovered)
+	require.Empty(t, friend.Lost(), "it came again")
 	require.Equal(t, 1, b.server.Stats().RetryAnswers)
 	b.tell(ctx, t, friend, "three")
 	b.requireClean(t)

@@ -214,6 +214,11 @@ func (u *Contact) Undecryptable() []Undecryptable {
 	return all
 }
 
+// Lost is what of that could never be read: it did not come again, or not so that it could be read.
+func (u *Contact) Lost() []Undecryptable {
+	return slices.DeleteFunc(u.Undecryptable(), func(e Undecryptable) bool { return e.Recovered })
+}
+
 // Duplicates is how many messages came to the user's simulated phones that these had read before.
 func (u *Contact) Duplicates() int {
 	u.server.mu.Lock()

@@ -37,6 +37,7 @@ func TestRecordFiresWhenASessionGoesBack(t *testing.T) {
 	require.Equal(t, friend.LID(), found[0].Second.Recipient)
 	require.Contains(t, found[0].String(), "counter used twice")
 	lost := friend.Undecryptable()
+	require.Equal(t, lost, friend.Lost())
 	require.Len(t, lost, 1)
 	require.ErrorIs(t, lost[0].Err, contact.ErrDuplicate, "the contact refuses it as one that it has read")
 	require.Zero(t, friend.Duplicates())
