@@ -12,7 +12,7 @@ import (
 
 var update = flag.Bool("update", false, "write the pictures anew")
 
-// measurements is what `go test ./pgstore -run '^$' -bench BenchmarkPaths -benchtime 4000x` printed on the machine of the README.
+// measurements is what `go test ./pgstore -run '^$' -bench 'BenchmarkPaths/^(receive|send|send-64|group-receive|group-send)$' -benchtime 1500x` printed.
 const measurements = "paths.txt"
 
 func TestThePicturesAreWhatIsDrawn(t *testing.T) {
