@@ -247,7 +247,15 @@ func (x *chaos) step(who int) {
 	case n < 90: // the server tells of a LID
 		telling, cancel := x.patiently()
 		defer cancel()
-		x.learn(telling, who)
+		if err := x.learn(telling, who); telling.Err() != nil { // as the client does when the server tells it again
+			x.Logf("telling of a LID ended without an answer, %+v: %v", x.c.Stats().Batcher, err)
+			again, cancel := x.patiently()
+			defer cancel()
+			err = x.learn(again, who)
+			require.NoError(x, err)
+		} else {
+			require.NoError(x, err)
+		}
 	default:
 		x.sendGroup()
 	}
@@ -296,14 +304,16 @@ func (x *chaos) meet(who int) {
 }
 
 // learn tells of a LID, with which all that is stored for its number moves.
-func (x *chaos) learn(ctx context.Context, who int) {
+func (x *chaos) learn(ctx context.Context, who int) error {
 	p := x.theirs[who]
 	known, err := x.device.LIDs.GetLIDForPN(ctx, p.Device.ID.ToNonAD())
-	require.NoError(x, err)
-	require.NoError(x, x.device.LIDs.PutLIDMapping(ctx, p.Address().ToNonAD(), p.Device.ID.ToNonAD()))
-	if known.IsEmpty() {
+	if err != nil {
+		return err
+	}
+	if err = x.device.LIDs.PutLIDMapping(ctx, p.Address().ToNonAD(), p.Device.ID.ToNonAD()); err == nil && known.IsEmpty() {
 		x.migrated++
 	}
+	return err
 }
 
 // note is the judge.
