@@ -949,7 +949,7 @@ func TestASchemaWithDataKeysIsTooNewForOlderLibraries(t *testing.T) {
 
 	// Nor does a later migration let them in again. (What those that there are have made is undone.)
 	require.NoError(t, execSQL(t, dsn, `DELETE FROM whatsmeow.schema_info WHERE version > 7`, `DELETE FROM whatsmeow.goose_version WHERE version_id > 7`,
-		`DROP FUNCTION whatsmeow.sealed_by_data_key`, `ALTER TABLE whatsmeow.processes DROP COLUMN max_instances`))
+		`ALTER TABLE whatsmeow.processes DROP COLUMN max_instances`))
 	reopen(t, dsn, func(*pgstore.Config) {})
 	require.Equal(t, 7, scalar[int](t, dsn, usableFrom))
 	require.Greater(t, scalar[int](t, dsn, `SELECT max(version) FROM whatsmeow.schema_info`), 7)

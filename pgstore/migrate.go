@@ -18,7 +18,7 @@ import (
 
 // schemaVersion is the newest migration that this version of the library knows. A migration's
 // row in schema_info says from which library schema version on the migrated schema may be used.
-const schemaVersion = 9
+const schemaVersion = 8
 
 //go:embed migrations/*.sql
 var migrationFiles embed.FS

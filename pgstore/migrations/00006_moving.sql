@@ -4,7 +4,7 @@ INSERT INTO {schema}.schema_info VALUES (6, 1);
 -- The epoch under which an instance was imported. While it is the instance's own, nobody has taken it here since, and it may be imported again.
 ALTER TABLE {schema}.instances ADD COLUMN imported_at_epoch bigint NOT NULL DEFAULT 0;
 
--- As before; an instance that begins with an import was not paired here.
+-- As before; an instance that begins with an import was not paired here, nor was one that somebody has put in by hand.
 CREATE OR REPLACE FUNCTION {schema}.audit_life() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     who record := CASE TG_OP WHEN 'DELETE' THEN old ELSE new END;
@@ -13,7 +13,7 @@ DECLARE
 BEGIN
     IF TG_OP = 'INSERT' THEN
         event := CASE WHEN new.imported_at_epoch = new.epoch THEN 'imported' ELSE 'paired' END;
-        detail := new.jid;
+        detail := concat_ws(', ', new.jid, nullif({schema}.audit_writer(), ''));
     ELSIF TG_OP = 'DELETE' THEN
         event := 'deleted';
         detail := {schema}.audit_writer();
@@ -29,6 +29,19 @@ BEGIN
     END IF;
     PERFORM {schema}.audit_append(who.id, event, who.epoch, who.seq, who.owner, detail);
     RETURN NULL;
+END $$;
+
+-- As before, and that all of an instance was copied by who looked at it only.
+CREATE OR REPLACE FUNCTION {schema}.audit_note(of text, event text, detail text)
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    i record;
+BEGIN
+    IF event NOT IN ('set_aside', 'rotated', 'imported', 'exported', 'copied', 'erased') THEN
+        RAISE 'no such event' USING ERRCODE = '22023';
+    END IF;
+    SELECT * INTO i FROM {schema}.instances WHERE id = of;
+    RETURN {schema}.audit_append(of, event, i.epoch, i.seq, coalesce(i.owner, ''), detail);
 END $$;
 
 -- What is left of an instance's trail when all of it is erased: that it was, under the number that follows and sealing the hash that was the last, so that a head

@@ -36,6 +36,12 @@ BEGIN
     RETURN key = '' OR EXISTS (SELECT FROM {schema}.data_keys k WHERE k.instance_id = of AND k.id = key);
 END $$;
 
+-- For a flush that puts what is not there yet: whether an instance has the key under which a row is, so that it can be read unless somebody has changed it.
+CREATE FUNCTION {schema}.sealed_by_data_key(of text, sealed text) RETURNS bool LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM {schema}.data_keys k WHERE k.instance_id = of AND starts_with(sealed, k.id));
+END $$;
+
 -- As before, and how many of the keys are encrypted.
 CREATE OR REPLACE VIEW {schema}.instance_sizes AS
 SELECT instance_id, key_type, count(*) AS keys, sum(pg_column_size(data))::bigint AS bytes, max(updated_at) AS last_write,
