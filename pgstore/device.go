@@ -15,6 +15,8 @@ import (
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/util/keys"
+
+	"github.com/wataki/whatsmeow-pgstore/pgstore/portable"
 )
 
 // deviceKey is the key of a device's credentials, counterKey that of its pre-key counter.
@@ -23,28 +25,8 @@ var (
 	counterKey = newKey(typeCreds, "pre_keys")
 )
 
-// deviceJSON is the device's part of the creds type: key pairs as their private keys in base64.
-type deviceJSON struct {
-	JID                   text       `json:"jid"`
-	LID                   text       `json:"lid"`
-	RegistrationID        uint32     `json:"registration_id"`
-	NoiseKey              []byte     `json:"noise_key"`
-	IdentityKey           []byte     `json:"identity_key"`
-	SignedPreKey          []byte     `json:"signed_pre_key"`
-	SignedPreKeyID        uint32     `json:"signed_pre_key_id"`
-	SignedPreKeySignature []byte     `json:"signed_pre_key_sig"`
-	AdvKey                []byte     `json:"adv_key"`
-	AdvDetails            []byte     `json:"adv_details"`
-	AdvAccountSig         []byte     `json:"adv_account_sig"`
-	AdvAccountSigKey      []byte     `json:"adv_account_sig_key"`
-	AdvDeviceSig          []byte     `json:"adv_device_sig"`
-	Platform              text       `json:"platform"`
-	BusinessName          text       `json:"business_name"`
-	PushName              text       `json:"push_name"`
-	FacebookUUID          *uuid.UUID `json:"facebook_uuid,omitempty"`
-	LIDMigrationTimestamp int64      `json:"lid_migration_ts"`
-	CompanionMetaNonce    text       `json:"companion_meta_nonce"`
-}
+// deviceJSON is the device's part of the creds type: as credentials are handed out and taken in, key pairs as their private keys in base64.
+type deviceJSON portable.Credentials
 
 const (
 	keyLength       = 32

@@ -150,12 +150,7 @@ func (in *instance) prune(ctx context.Context, t cache.Type, cutoff time.Time) (
 	err = in.c.read(ctx, `SELECT key_id FROM {schema}.auth_keys WHERE instance_id = $1 AND key_type = $2
 		AND CASE WHEN data ? 'enc' THEN updated_at < to_timestamp($3::bigint / 1000.0)
 			WHEN jsonb_typeof(data->'insert_ms') = 'number' THEN (data->>'insert_ms')::numeric < $3 ELSE true END`,
-		[]any{in.id, typeName(t), cutoff.UnixMilli()}, func() { old = nil }, func(rows pgx.Rows) error {
-			var id string
-			err := rows.Scan(&id)
-			old = append(old, id)
-			return err
-		})
+		[]any{in.id, typeName(t), cutoff.UnixMilli()}, func() { old = nil }, func(rows pgx.Rows) error { return scanID(rows, &old) })
 	if err != nil {
 		return 0, err
 	}
